@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cores a policy can be compiled for, and the boards a project can be generated for: one table each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tinyrl_tvm.errors import unknown_name
+
+
+@dataclass(frozen=True)
+class Target:
+    """A core: how TVM's LLVM is told of it, and how a stock C compiler is.
+
+    `kernels` names the schedule rules in `schedules.RULES`; "portable" has none, so the C twin is the only code.
+    `guard` is the preprocessor condition under which the target's own kernels take the place of the C twin.
+    """
+
+    name: str
+    summary: str
+    kernels: str
+    guard: str | None = None
+    cflags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Board:
+    """A board QEMU can emulate. Sizes in bytes; `tick_hz` is SysTick's rate under `-icount shift=0`."""
+
+    name: str
+    summary: str
+    target: str
+    machine: str
+    flash_bytes: int
+    ram_bytes: int
+    tick_hz: int
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target(
+            "cortex-m55",
+            "Arm Cortex-M55 with Helium (MVE integer and float)",
+            kernels="mve",
+            guard="defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 2)",
+            cflags=("-mcpu=cortex-m55", "-mthumb", "-mfloat-abi=hard"),
+        ),
+        Target("host", "portable C99 for this machine, or for any core with a C compiler", kernels="portable"),
+    )
+}
+
+BOARDS = {
+    board.name: board
+    for board in (
+        Board(
+            "mps3-an547",
+            "Arm MPS3 with the AN547 image: Cortex-M55",
+            target="cortex-m55",
+            machine="mps3-an547",
+            flash_bytes=512 * 1024,
+            ram_bytes=512 * 1024,
+            tick_hz=32_000_000,
+        ),
+    )
+}
+
+
+def target_named(name: str) -> Target:
+    if name not in TARGETS:
+        raise unknown_name("target", name, TARGETS)
+    return TARGETS[name]
+
+
+def board_named(name: str) -> Board:
+    if name not in BOARDS:
+        raise unknown_name("board", name, BOARDS)
+    return BOARDS[name]
