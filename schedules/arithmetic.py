@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The integer arithmetic of the kernels, as TIR expressions. `relay_passes/fixedpoint.py` is the law they follow.
+
+Descriptions and the patterns that tensorize them call the same functions, so the two cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+LOOKUP = "tinyrl_lookup"
+
+
+def doubling_high_multiply(value: Any, multiplier: Any) -> Any:
+    """round(value * multiplier / 2^31), ties up; multipliers are never negative, so nothing saturates."""
+    product = T.Cast("int64", value) * T.Cast("int64", multiplier)
+    return T.Cast("int32", T.shift_right(product + T.int64(1 << 30), T.int64(31)))
+
+
+def rounding_shift_right(value: Any, shift: int) -> Any:
+    """(value + 2^(shift-1)) >> shift: ties up."""
+    if shift == 0:
+        return value
+    return T.shift_right(value + T.int32(1 << (shift - 1)), T.int32(shift))
+
+
+def ties_away(value: Any) -> Any:
+    """One less for negatives, so that a rounding shift after it sends their ties away from zero."""
+    return value + T.shift_right(value, T.int32(31))
+
+
+def clamp(value: Any, low: int, high: int) -> Any:
+    return T.max(T.min(value, T.int32(high)), T.int32(low))
+
+
+def round_half_away(doubled: Any) -> Any:
+    """Nearest integer of doubled / 2, ties away from zero, from one truncating conversion.
+
+    Why not add one half and truncate: a compiler may contract the product before it into a fused multiply-add, and then
+    the device and the host round different numbers. Integers leave it nothing to contract.
+    """
+    twice = T.bind(T.Cast("int32", doubled))
+    return T.shift_right(twice + T.shift_right(twice, T.int32(31)) + T.int32(1), T.int32(1))
+
+
+def lookup(table: Any, code: Any) -> Any:
+    """table[code as an unsigned byte].
+
+    Why a call and not a subscript: tensorize compares calls argument by argument but subscripts letter by letter, and the
+    table read behind a narrowing must match. The C twin defines the function; MVE's schedule replaces it by its gather.
+    """
+    return T.call_extern("int8", LOOKUP, T.address_of(table[0]), code)
+
+
+def interpolate(table: Any, code: Any) -> Any:
+    """Between two of 257 entries: the code's high byte picks, its low byte weighs; ties up."""
+    code = T.bind(code)
+    index = T.shift_right(code, T.int32(8)) + T.int32(128)
+    fraction = T.bitwise_and(code, T.int32(255))
+    below = T.Cast("int32", table[index]) * (T.int32(256) - fraction)
+    above = T.Cast("int32", table[index + T.int32(1)]) * fraction
+    return T.shift_right(below + above + T.int32(128), T.int32(8))
+
+
+# tanh(x) = x P(x²) / Q(x²) for |x| < 9, where float32's tanh is 1: least squares on the relative error, 2e-8 in exact
+# arithmetic and 3.5e-7 in float32. newlib's tanhf alone costs 12,000 instructions in a whole policy.
+TANH_LIMIT = 9.0
+TANH_P = (1.0, 0.13381023705005646, 0.0034955849405378103, 2.060901533695869e-05, 1.3354551242628077e-08)
+TANH_Q = (1.0, 0.46714338660240173, 0.02587697096168995, 0.0003285628918092698, 7.776516781632381e-07)
+
+
+def tanh(value: Any) -> Any:
+    x = T.bind(T.max(T.min(value, T.float32(TANH_LIMIT)), T.float32(-TANH_LIMIT)))
+    square = x * x
+    return x * _polynomial(TANH_P, square) / _polynomial(TANH_Q, square)
+
+
+def sigmoid(value: Any) -> Any:
+    return tanh(value * T.float32(0.5)) * T.float32(0.5) + T.float32(0.5)
+
+
+def _polynomial(coefficients: tuple[float, ...], x: Any) -> Any:
+    result = T.float32(coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        result = result * x + T.float32(coefficient)
+    return result
+
+
+def relu(value: Any) -> Any:
+    return T.max(value, T.float32(0))
+
+
+ACTIVATIONS = {"identity": lambda value: value, "relu": relu, "tanh": tanh, "sigmoid": sigmoid}

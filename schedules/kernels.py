@@ -1,0 +1,462 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each kernel computes: one record a kind, with its packed parameters and its portable TIR.
+
+A kernel is described once. The description, lightly scheduled, becomes the C twin; scheduled by the rule of a core feature
+(`schedules/mve.py`) it becomes that core's code. Both read the same packed bytes, so a library carries its weights once.
+
+Shapes: `n_in` inputs, `n_out` outputs; weight (n_out, n_in). `Layout` says how they fall into blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from schedules.arithmetic import (
+    ACTIVATIONS,
+    clamp,
+    doubling_high_multiply,
+    interpolate,
+    lookup,
+    round_half_away,
+    rounding_shift_right,
+    ties_away,
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Outputs in blocks of lanes * pair * odd, inputs in chunks; both padded with zeros.
+
+    Why three levels in a block: MVE narrows two vectors into the even and odd lanes of one, twice. If the vectors hold
+    output lane*pair*odd + pair*odd + odd the interleaving leaves them in their natural order, at no cost.
+    `origin` elements into the weights is where their pointer points: a vector load reaches 508 bytes to either side.
+    """
+
+    blocks: int
+    odd: int
+    pair: int
+    lanes: int
+    chunks: int
+    chunk: int
+    origin: int = 0
+
+    @property
+    def n_out(self) -> int:
+        return self.blocks * self.odd * self.pair * self.lanes
+
+    @property
+    def n_in(self) -> int:
+        return self.chunks * self.chunk
+
+    @property
+    def group(self) -> tuple[int, int, int, int]:
+        return (self.blocks, self.odd, self.pair, self.lanes)
+
+    def pack_outputs(self, values: np.ndarray) -> np.ndarray:
+        """(n_out, ...) in natural order -> (blocks, odd, pair, lanes, ...)."""
+        padded = np.zeros((self.n_out, *values.shape[1:]), values.dtype)
+        padded[: len(values)] = values
+        return np.moveaxis(
+            padded.reshape(self.blocks, self.lanes, self.pair, self.odd, *values.shape[1:]), (3, 2, 1), (1, 2, 3)
+        )
+
+    def pack_weight(self, weight: np.ndarray) -> np.ndarray:
+        """(n_out, n_in) -> (blocks, odd, pair, chunks, lanes, chunk), the order a schedule consumes it in."""
+        padded = np.zeros((weight.shape[0], self.n_in), weight.dtype)
+        padded[:, : weight.shape[1]] = weight
+        split = self.pack_outputs(padded).reshape(*self.group, self.chunks, self.chunk)
+        return np.ascontiguousarray(split.swapaxes(3, 4))
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A constant array of a kernel as it lies in flash; the kernel gets a pointer to element `origin`."""
+
+    name: str
+    values: np.ndarray
+    origin: int = 0
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Observations to codes: out = clamp(round(obs * inverse_scale) + zero_point), ties away from zero.
+
+    inverse_scale (n,) float32, zero_point (n,) int32 or None; low and high bound the code.
+    `dtype` is "int8", or "int32" for the 14-bit codes of DenseWide.
+    """
+
+    inverse_scale: np.ndarray
+    zero_point: np.ndarray | None
+    low: int
+    high: int
+    dtype: str
+
+    @property
+    def summary(self) -> str:
+        return f"{len(self.inverse_scale)} observations to {self.dtype} codes"
+
+    def parameters(self, _: Layout) -> tuple[Parameter, ...]:
+        # doubled: `round_half_away` takes twice the number it rounds
+        parameters = [Parameter("doubled_inverse_scale", (2 * self.inverse_scale).astype(np.float32))]
+        if self.zero_point is not None:
+            parameters.append(Parameter("zero_point", self.zero_point.astype(np.int32)))
+        return tuple(parameters)
+
+    def describe(self, _: Layout) -> tirx.PrimFunc:
+        n = len(self.inverse_scale)
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("quantize")
+            T.func_attr({"tirx.noalias": True})
+            x = T.arg("obs", T.Buffer((n,), "float32"))
+            scale = T.arg("doubled_inverse_scale", T.Buffer((n,), "float32"))
+            zero = T.arg("zero_point", T.Buffer((n,), "int32")) if self.zero_point is not None else None
+            y = T.arg("codes", T.Buffer((n,), self.dtype))
+            with T.serial(n) as i:
+                IRBuilder.name("i", i)
+                with T.sblock("quantize"):
+                    v = T.axis.spatial(n, i)
+                    # a conversion of what does not fit an int32 is undefined in C; 2^20 is past every code
+                    limit = T.float32(2.0**20)
+                    code = round_half_away(T.max(T.min(x[v] * scale[v], limit), -limit))
+                    if zero is not None:
+                        code = code + zero[v]
+                    T.buffer_store(y, T.Cast(self.dtype, clamp(code, self.low, self.high)), [v])
+        return builder.get()
+
+
+@dataclass(frozen=True)
+class DenseCodes:
+    """A dense layer from integer codes to int8 codes.
+
+        accumulator = weight @ codes + bias                                  int32
+        out = table[clamp(requantize(accumulator) + zero_point, low, high)]  int8; without a table, the code itself
+
+    weight (n_out, n_in) int8 for int8 codes, or int16 for the 14-bit codes of a first layer of few observations; bias
+    (n_out,) int32; multiplier (n_out,) int32, or None where the weights' scale was chosen so that the shift alone
+    requantises; `shift` to the right, at most 16 (an immediate of the narrowing instruction); table (256,) int8, entry
+    code + 128, or None.
+
+    Why 16-bit first layers: with 4 observations a 16-lane dot product idles three quarters of its lanes, and 8 bits is a
+    coarse ruler for the one layer whose inputs are physical quantities. It has a float layer's accuracy in half its flash.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    multiplier: np.ndarray | None
+    shift: int
+    zero_point: int
+    low: int
+    high: int
+    table: np.ndarray | None
+
+    @property
+    def wide(self) -> bool:
+        return self.weight.dtype == np.int16
+
+    @property
+    def hides_negatives(self) -> bool:
+        """A clamp at the zero point (ReLU) hides how negatives were rounded."""
+        return self.multiplier is None or self.low >= self.zero_point or self.shift == 0
+
+    @property
+    def summary(self) -> str:
+        n_out, n_in = self.weight.shape
+        return f"dense {n_in} -> {n_out}, {self.weight.dtype}{', through a table' if self.table is not None else ''}"
+
+    def parameters(self, layout: Layout) -> tuple[Parameter, ...]:
+        requant = [layout.pack_outputs(self.bias)]
+        if self.multiplier is not None:
+            requant.append(layout.pack_outputs(self.multiplier))
+        parameters = [
+            Parameter("weight", layout.pack_weight(self.weight), layout.origin),
+            Parameter("requant", np.ascontiguousarray(np.stack(requant, axis=3))),
+        ]
+        if self.table is not None:
+            parameters.append(Parameter("table", np.roll(self.table, 128)))  # entry of the unsigned byte: 0.., -128..-1
+        return tuple(parameters)
+
+    def scale(self, accumulator: Any, requant: Any) -> Any:
+        """`requant(j)` gives the output's bias for j = 0 and its multiplier for j = 1."""
+        if self.multiplier is None:
+            return accumulator + requant(0)
+        high = doubling_high_multiply(accumulator + requant(0), requant(1))
+        return high if self.hides_negatives else ties_away(high)
+
+    def narrow(self, scaled: Any, table: Any) -> Any:
+        code = clamp(rounding_shift_right(scaled, self.shift) + T.int32(self.zero_point), self.low, self.high)
+        return T.Cast("int8", code) if table is None else lookup(table, code)
+
+    def describe(self, layout: Layout) -> tirx.PrimFunc:
+        blocks, odd, pair, lanes = layout.group
+        chunks, chunk = layout.chunks, layout.chunk
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("dense_codes")
+            T.func_attr({"tirx.noalias": True})
+            x = T.arg("codes", T.Buffer((chunks, chunk), "int32" if self.wide else "int8"))
+            shape = (blocks, odd, pair, chunks, lanes, chunk)
+            weight = T.arg("weight", T.Buffer(shape, str(self.weight.dtype), elem_offset=-layout.origin))
+            per_output = 1 if self.multiplier is None else 2
+            requant = T.arg("requant", T.Buffer((blocks, odd, pair, per_output, lanes), "int32"))
+            table = T.arg("table", T.Buffer((256,), "int8")) if self.table is not None else None
+            y = T.arg("out", T.Buffer((blocks, lanes, pair, odd), "int8"))
+            acc = IRBuilder.name("acc", T.sblock_alloc_buffer(layout.group, "int32"))
+            scaled = IRBuilder.name("scaled", T.sblock_alloc_buffer(layout.group, "int32"))
+            with T.grid(*layout.group, chunks, chunk) as loops, T.sblock("accumulate"):
+                b, o, p, l, c, k = T.axis.remap("SSSSRR", _named("boplck", loops))
+                with T.init():
+                    T.buffer_store(acc, T.int32(0), [b, o, p, l])
+                product = _int32(x, [c, k]) * _int32(weight, [b, o, p, c, l, k])
+                T.buffer_store(acc, acc[b, o, p, l] + product, [b, o, p, l])
+            with T.grid(*layout.group) as loops, T.sblock("scale"):
+                b, o, p, l = T.axis.remap("SSSS", _named("bopl", loops))
+                value = self.scale(acc[b, o, p, l], lambda j: requant[b, o, p, j, l])
+                T.buffer_store(scaled, value, [b, o, p, l])
+            with T.grid(*layout.group) as loops, T.sblock("narrow"):
+                b, o, p, l = T.axis.remap("SSSS", _named("bopl", loops))
+                if table is not None:
+                    T.reads(scaled[b, o, p, l], table[0:256])
+                    T.writes(y[b, l, p, o])
+                T.buffer_store(y, self.narrow(scaled[b, o, p, l], table), [b, l, p, o])
+        return builder.get()
+
+
+@dataclass(frozen=True)
+class ArgMax:
+    """The largest of each run of outputs, the first of equals: int32 indices. `runs` are their lengths (MultiDiscrete
+    has several), read from int32 accumulators or float outputs."""
+
+    runs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Positive:
+    """1 where an output is positive, else 0: int32. The mode of independent Bernoullis (MultiBinary)."""
+
+
+@dataclass(frozen=True)
+class ToFloat:
+    """out = accumulator * scale, then clipped: float32. scale, low, high (n_out,) float32, the bounds or None."""
+
+    scale: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class ThroughTable:
+    """A squashed output, interpolated in a table of 16-bit values.
+
+        code = clamp16(requantize(accumulator))     int16, per-output multiplier, one shift
+        value = interpolate(table, code)            (257,) int16, entry every 256 codes
+        out = (value + offset) * scale, clipped     float32: one product, so there is nothing to contract
+
+    multiplier, offset (n_out,) int32; scale, low, high (n_out,) float32, the bounds or None.
+    """
+
+    multiplier: np.ndarray
+    shift: int
+    table: np.ndarray
+    offset: np.ndarray
+    scale: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Activate:
+    """A float output: activation(accumulator) * scale + offset, clipped. Arrays (n_out,) float32, or None."""
+
+    activation: str
+    scale: np.ndarray | None = None
+    offset: np.ndarray | None = None
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+
+Answer = ArgMax | Positive | ToFloat | ThroughTable | Activate
+
+
+@dataclass(frozen=True)
+class DenseHead:
+    """The last dense layer and the action read off its accumulators: no requantisation in between.
+
+    weight (n_out, n_in) int8 with bias int32, or both float32; `answer` says what becomes of the accumulators.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    answer: Answer
+
+    @property
+    def floating(self) -> bool:
+        return self.weight.dtype == np.float32
+
+    @property
+    def n_answers(self) -> int:
+        return len(self.answer.runs) if isinstance(self.answer, ArgMax) else len(self.bias)
+
+    @property
+    def answer_dtype(self) -> str:
+        return "int32" if isinstance(self.answer, ArgMax | Positive) else "float32"
+
+    @property
+    def summary(self) -> str:
+        n_out, n_in = self.weight.shape
+        return f"dense {n_in} -> {n_out}, {self.weight.dtype}, then {type(self.answer).__name__}"
+
+    def parameters(self, layout: Layout) -> tuple[Parameter, ...]:
+        parameters = [Parameter("weight", layout.pack_weight(self.weight), layout.origin), Parameter("bias", self.bias)]
+        for name in ("multiplier", "table", "scale", "offset", "low", "high"):
+            values = getattr(self.answer, name, None)
+            if values is not None:
+                parameters.append(Parameter(name, values))
+        return tuple(parameters)
+
+    def describe(self, layout: Layout) -> tirx.PrimFunc:
+        n_out, answer = len(self.bias), self.answer
+        dtype, acc_dtype = ("float32", "float32") if self.floating else ("int8", "int32")
+        blocks, lanes, chunks, chunk = layout.blocks, layout.lanes, layout.chunks, layout.chunk
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("dense_head")
+            T.func_attr({"tirx.noalias": True})
+            x = T.arg("codes", T.Buffer((chunks, chunk), dtype))
+            shape = (blocks, 1, 1, chunks, lanes, chunk)
+            arrays = {"weight": T.arg("weight", T.Buffer(shape, dtype, elem_offset=-layout.origin))}
+            for parameter in self.parameters(layout)[1:]:
+                kind = str(parameter.values.dtype)
+                arrays[parameter.name] = T.arg(parameter.name, T.Buffer(parameter.values.shape, kind))
+            y = T.arg("out", T.Buffer((self.n_answers,), self.answer_dtype))
+            acc = IRBuilder.name("acc", T.sblock_alloc_buffer((blocks * lanes,), acc_dtype))
+            total = IRBuilder.name("total", T.sblock_alloc_buffer((n_out,), acc_dtype))
+            zero = T.float32(0) if self.floating else T.int32(0)
+            with T.grid(blocks, lanes, chunks, chunk) as loops, T.sblock("accumulate"):
+                b, l, c, k = T.axis.remap("SSRR", _named("blck", loops))
+                with T.init():
+                    T.buffer_store(acc, zero, [b * lanes + l])
+                if self.floating:
+                    product = x[c, k] * arrays["weight"][b, 0, 0, c, l, k]
+                else:
+                    product = _int32(x, [c, k]) * _int32(arrays["weight"], [b, 0, 0, c, l, k])
+                T.buffer_store(acc, acc[b * lanes + l] + product, [b * lanes + l])
+            with T.serial(n_out) as n, T.sblock("total"):
+                v = T.axis.spatial(n_out, IRBuilder.name("n", n))
+                T.buffer_store(total, acc[v] + arrays["bias"][v], [v])
+            if isinstance(answer, ArgMax):
+                start = 0
+                for index, run in enumerate(answer.runs):
+                    _describe_arg_max(total, y, index, start, run, acc_dtype)
+                    start += run
+            else:
+                with T.serial(n_out) as n, T.sblock("answer"):
+                    v = T.axis.spatial(n_out, IRBuilder.name("n", n))
+                    if "table" in arrays:
+                        T.reads(total[v], arrays["table"][0:257], *(arrays[a][v] for a in arrays if a in _PER_OUTPUT))
+                        T.writes(y[v])
+                    T.buffer_store(y, self._value(total[v], arrays, v), [v])
+        return builder.get()
+
+    def _value(self, total: Any, arrays: dict[str, Any], v: Any) -> Any:
+        answer = self.answer
+        if isinstance(answer, Positive):
+            return T.Cast("int32", total > (T.float32(0) if self.floating else T.int32(0)))
+        if isinstance(answer, ThroughTable):
+            high = ties_away(doubling_high_multiply(total, arrays["multiplier"][v]))
+            code = clamp(rounding_shift_right(high, answer.shift), -32768, 32767)
+            value = T.Cast("float32", interpolate(arrays["table"], code) + arrays["offset"][v]) * arrays["scale"][v]
+        elif isinstance(answer, ToFloat):
+            value = T.Cast("float32", total) * arrays["scale"][v]
+        else:
+            assert isinstance(answer, Activate)
+            value = ACTIVATIONS[answer.activation](total)
+            if answer.scale is not None:
+                value = value * arrays["scale"][v]
+            if answer.offset is not None:
+                value = value + arrays["offset"][v]
+        if answer.high is not None:
+            value = T.min(value, arrays["high"][v])
+        if answer.low is not None:
+            value = T.max(value, arrays["low"][v])
+        return value
+
+
+@dataclass(frozen=True)
+class DenseFloat:
+    """A float32 dense layer: out = activation(weight @ x + bias), products accumulated in the order of the inputs.
+
+    weight (n_out, n_in) float32, bias (n_out,) float32. A compiler may contract a product and a sum into a fused
+    multiply-add; parity is judged within a bound, not bit for bit.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    activation: str
+
+    @property
+    def summary(self) -> str:
+        n_out, n_in = self.weight.shape
+        return f"dense {n_in} -> {n_out}, float32, {self.activation}"
+
+    def parameters(self, layout: Layout) -> tuple[Parameter, ...]:
+        return (
+            Parameter("weight", layout.pack_weight(self.weight)),
+            Parameter("bias", np.ascontiguousarray(layout.pack_outputs(self.bias))),
+        )
+
+    def describe(self, layout: Layout) -> tirx.PrimFunc:
+        blocks, lanes, inputs = layout.blocks, layout.lanes, layout.chunks
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("dense_float")
+            T.func_attr({"tirx.noalias": True})
+            x = T.arg("x", T.Buffer((inputs,), "float32"))
+            weight = T.arg("weight", T.Buffer((blocks, inputs, lanes), "float32"))
+            bias = T.arg("bias", T.Buffer((blocks, lanes), "float32"))
+            y = T.arg("out", T.Buffer((blocks, lanes), "float32"))
+            acc = IRBuilder.name("acc", T.sblock_alloc_buffer((blocks, lanes), "float32"))
+            with T.grid(blocks, lanes, inputs) as loops, T.sblock("accumulate"):
+                b, l, k = T.axis.remap("SSR", _named("blk", loops))
+                with T.init():
+                    T.buffer_store(acc, T.float32(0), [b, l])
+                T.buffer_store(acc, acc[b, l] + x[k] * weight[b, k, l], [b, l])
+            with T.grid(blocks, lanes) as loops, T.sblock("activate"):
+                b, l = T.axis.remap("SS", _named("bl", loops))
+                T.buffer_store(y, ACTIVATIONS[self.activation](acc[b, l] + bias[b, l]), [b, l])
+        return builder.get()
+
+
+Kernel = Quantize | DenseCodes | DenseHead | DenseFloat
+
+_PER_OUTPUT = {"multiplier", "offset", "scale", "low", "high"}
+
+
+def _describe_arg_max(total: Any, y: Any, index: int, start: int, run: int, dtype: str) -> None:
+    """out[index] = argmax(total[start : start + run]) without a branch, the first of equals."""
+    best = IRBuilder.name("best", T.sblock_alloc_buffer((1,), dtype))
+    with T.sblock(f"first_{index}"):
+        T.reads(total[start])
+        T.writes(best[0], y[index])
+        T.buffer_store(best, total[start], [0])
+        T.buffer_store(y, T.int32(0), [index])
+    if run == 1:
+        return
+    with T.serial(run - 1) as n, T.sblock(f"choose_{index}"):
+        v = T.axis.opaque(run - 1, IRBuilder.name("n", n))
+        T.reads(total[start + 1 + v], best[0], y[index])
+        T.writes(best[0], y[index])
+        candidate = total[start + 1 + v]
+        T.buffer_store(y, T.Select(candidate > best[0], v + 1, y[index]), [index])
+        T.buffer_store(best, T.max(best[0], candidate), [0])
+
+
+def _named(names: str, loops: Any) -> list[Any]:
+    return [IRBuilder.name(name, loop) for name, loop in zip(names, loops, strict=True)]
+
+
+def _int32(buffer: Any, indices: list[Any]) -> Any:
+    value = buffer[tuple(indices)]
+    return value if str(buffer.dtype) == "int32" else T.Cast("int32", value)

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedules for Arm Helium (MVE), as on Cortex-M55 and M85: one rule a kind of kernel.
+
+Why tensorize: LLVM does not find the multiply-accumulate-across, the rounding narrow or the byte gather by itself. The
+patterns below are built from the same expressions as the descriptions, so a rule that fires is a rule that computes the
+same thing; TVM refuses the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.s_tir import Schedule, TensorIntrin
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from schedules import mve_intrinsics as mve
+from schedules.kernels import DenseCodes, DenseFloat, DenseHead, Layout, Quantize
+
+# A vector load reaches 508 bytes before and behind its pointer, so one pointer covers a window of 1,024 bytes.
+REACH_BYTES = 508
+# x stays in four vector registers; the other four hold weights and results.
+RESIDENT_CHUNKS = 4
+# Chunks of a streamed layer's four outputs that fill a window.
+STREAMED_CHUNKS = 16
+# The dot product accumulates in even core registers, of which eight exist.
+HEAD_LANES = 8
+
+
+def dense_codes_layout(kernel: DenseCodes) -> Layout:
+    n_out, n_in = kernel.weight.shape
+    blocks = -(-n_out // 16)
+    if kernel.wide:
+        return Layout(blocks, 2, 2, 4, n_in, 1)
+    chunks = _even_chunks(n_in)
+    window = 256 * chunks if chunks <= RESIDENT_CHUNKS else 64 * _divisor(chunks, STREAMED_CHUNKS)
+    return Layout(blocks, 2, 2, 4, chunks, 16, origin=_middle(window))
+
+
+def dense_head_layout(kernel: DenseHead) -> Layout:
+    n_out, n_in = kernel.weight.shape
+    if kernel.floating:
+        return Layout(-(-n_out // 4), 1, 1, 4, n_in, 1)
+    lanes = n_out if n_out <= HEAD_LANES else 4
+    chunks = _even_chunks(n_in)
+    return Layout(-(-n_out // lanes), 1, 1, lanes, chunks, 16, origin=_middle(16 * lanes * min(chunks, 4)))
+
+
+def dense_float_layout(kernel: DenseFloat) -> Layout:
+    n_out, n_in = kernel.weight.shape
+    lanes = min(16, -(-n_out // 4) * 4)
+    return Layout(-(-n_out // lanes), 1, 1, lanes, n_in, 1)
+
+
+def _middle(window_bytes: int) -> int:
+    """Where to point in a window so that both its ends are within reach."""
+    return min(REACH_BYTES, window_bytes // 2 - 4)
+
+
+def schedule_quantize(schedule: Schedule, kernel: Quantize, layout: Layout) -> None:
+    quantize = schedule.get_sblock("quantize")
+    (i,) = schedule.get_loops(quantize)
+    n = len(kernel.inverse_scale)
+    if n % 4 == 0:
+        _, lanes = schedule.split(i, [None, 4])
+        schedule.vectorize(lanes)
+
+
+def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout) -> None:
+    accumulate, scale, narrow = (schedule.get_sblock(name) for name in ("accumulate", "scale", "narrow"))
+    block, odd, pair, lane, chunk, k = schedule.get_loops(accumulate)
+    if kernel.wide:
+        schedule.reorder(block, odd, pair, chunk, k, lane)
+        first, scale_at, unrolled = chunk, pair, (odd, pair, chunk, k)
+        schedule.vectorize(lane)
+    elif layout.chunks <= RESIDENT_CHUNKS:
+        schedule.reorder(block, odd, pair, chunk, lane, k)
+        first, scale_at, unrolled = chunk, pair, (odd, pair, chunk, lane)
+    else:
+        # one window of weights to an iteration: beyond it LLVM adds an offset before every load
+        outer, inner = schedule.split(chunk, [None, _divisor(layout.chunks, STREAMED_CHUNKS)])
+        schedule.reorder(block, odd, pair, outer, inner, lane, k)
+        first, scale_at, unrolled = outer, pair, (inner, lane)
+    schedule.reverse_compute_at(scale, scale_at, preserve_unit_loops=True)
+    schedule.reverse_compute_at(narrow, block, preserve_unit_loops=True)
+    for loop in unrolled:
+        schedule.unroll(loop)
+    start = schedule.decompose_reduction(accumulate, first)
+    if not kernel.wide:
+        schedule.unroll(schedule.get_loops(start)[-1])
+        schedule.tensorize(k, _dot16())
+    schedule.tensorize(schedule.get_loops(scale)[-1], _scale4(kernel))
+    schedule.tensorize(schedule.get_loops(narrow)[-3], _narrow16(kernel))
+
+
+def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout) -> None:
+    accumulate = schedule.get_sblock("accumulate")
+    block, lane, chunk, k = schedule.get_loops(accumulate)
+    if kernel.floating:
+        schedule.reorder(block, chunk, k, lane)
+        schedule.vectorize(lane)
+        schedule.decompose_reduction(accumulate, chunk)
+    else:
+        outer, inner = schedule.split(chunk, [None, _divisor(layout.chunks, 4)])
+        schedule.reorder(block, outer, inner, lane, k)
+        for loop in (inner, lane):
+            schedule.unroll(loop)
+        start = schedule.decompose_reduction(accumulate, outer)
+        schedule.unroll(schedule.get_loops(start)[-1])
+        schedule.tensorize(k, _dot16())
+    for name in ("total", "answer"):
+        if len(kernel.bias) <= HEAD_LANES and (name == "total" or kernel.n_answers == len(kernel.bias)):
+            schedule.unroll(schedule.get_loops(schedule.get_sblock(name))[-1])
+
+
+def schedule_dense_float(schedule: Schedule, kernel: DenseFloat, layout: Layout) -> None:
+    accumulate, activate = schedule.get_sblock("accumulate"), schedule.get_sblock("activate")
+    block, lane, inputs = schedule.get_loops(accumulate)
+    vector, lanes = schedule.split(lane, [None, 4])
+    outer, inner = schedule.split(inputs, [None, _divisor(layout.chunks, 4)])
+    schedule.reorder(block, outer, inner, vector, lanes)
+    schedule.reverse_compute_at(activate, block)
+    vector_out, lanes_out = schedule.split(schedule.get_loops(activate)[-1], [None, 4])
+    schedule.vectorize(lanes_out)
+    schedule.unroll(vector_out)
+    schedule.vectorize(lanes)
+    schedule.unroll(vector)
+    schedule.unroll(inner)
+    schedule.decompose_reduction(accumulate, outer)
+
+
+def _even_chunks(n_in: int) -> int:
+    """Chunks of 16 inputs; past a window, a multiple of eight so that the windows are equal."""
+    chunks = -(-n_in // 16)
+    return chunks if chunks <= STREAMED_CHUNKS else -(-chunks // 8) * 8
+
+
+def _divisor(value: int, at_most: int) -> int:
+    return max(d for d in range(1, at_most + 1) if value % d == 0)
+
+
+def _dot16() -> str:
+    """acc + sum of 16 products: one `vmladava.s8`."""
+
+    def function(vector: bool) -> tirx.PrimFunc:
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("dot16")
+            x = T.arg("x", T.Buffer((16,), "int8", offset_factor=1))
+            weight = T.arg("weight", T.Buffer((16,), "int8", offset_factor=1))
+            acc = T.arg("acc", T.Buffer((1,), "int32", offset_factor=1))
+            with T.sblock("root"):
+                T.reads(acc[0], x[0:16], weight[0:16])
+                T.writes(acc[0])
+                if vector:
+                    value = mve.vmladava(acc[0], x.vload([0], "int8x16"), weight.vload([0], "int8x16"))
+                    T.buffer_store(acc, value, [0])
+                else:
+                    with T.serial(16) as k, T.sblock("accumulate"):
+                        v = T.axis.reduce(16, k)
+                        product = T.Cast("int32", x[v]) * T.Cast("int32", weight[v])
+                        T.buffer_store(acc, acc[0] + product, [0])
+        return builder.get()
+
+    return _registered("mve_dot16", function)
+
+
+def _scale4(kernel: DenseCodes) -> str:
+    """Four accumulators biased and multiplied: `vadd`, `vqrdmulh` and, where negatives show, `vqdmlah`."""
+    per_output = 1 if kernel.multiplier is None else 2
+
+    def vector_value(acc: Any, requant: Any) -> Any:
+        value = acc.vload([0], "int32x4") + requant.vload([0, 0], "int32x4")
+        if kernel.multiplier is None:
+            return value
+        value = mve.vqrdmulh(value, requant.vload([1, 0], "int32x4"))
+        return value if kernel.hides_negatives else mve.ties_away(T.bind(value))
+
+    def function(vector: bool) -> tirx.PrimFunc:
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("scale4")
+            acc = T.arg("acc", T.Buffer((4,), "int32", offset_factor=1))
+            requant = T.arg("requant", T.Buffer((per_output, 4), "int32", offset_factor=1))
+            scaled = T.arg("scaled", T.Buffer((4,), "int32", offset_factor=1))
+            with T.sblock("root"):
+                T.reads(acc[0:4], requant[0:per_output, 0:4])
+                T.writes(scaled[0:4])
+                if vector:
+                    scaled.vstore([0], vector_value(acc, requant)) if False else T.buffer_store(
+                        scaled, vector_value(acc, requant), [T.ramp(0, 1, 4)]
+                    )
+                else:
+                    with T.serial(4) as i, T.sblock("scale"):
+                        v = T.axis.spatial(4, i)
+                        T.buffer_store(scaled, kernel.scale(acc[v], lambda j: requant[j, v]), [v])
+        return builder.get()
+
+    return _registered(f"mve_scale4_{per_output}_{int(kernel.hides_negatives)}", function)
+
+
+def _narrow16(kernel: DenseCodes) -> str:
+    """Sixteen scaled accumulators to sixteen codes in natural order: `vqrshrn`, `vqmovn`, and the table's `vldrb`."""
+    has_table = kernel.table is not None
+    unsigned = (kernel.zero_point, kernel.low, kernel.high) == (-128, -128, 127)
+
+    def vector_value(scaled: Any, table: Any) -> Any:
+        halves = []
+        for odd in (0, 1):
+            even_lanes, odd_lanes = (scaled.vload([odd, pair, 0], "int32x4") for pair in (0, 1))
+            half = mve.narrow_to_int16(T.reinterpret("int16x8", even_lanes), even_lanes, kernel.shift, 0)
+            half = mve.narrow_to_int16(half, odd_lanes, kernel.shift, 1)
+            if kernel.zero_point and not unsigned:
+                half = mve.vqadd16(half, T.broadcast(T.int16(kernel.zero_point), 8))
+            halves.append(T.bind(half))
+        codes = mve.narrow_to_int8(T.reinterpret("int8x16", halves[0]), halves[0], int(unsigned), 0)
+        codes = mve.narrow_to_int8(codes, halves[1], int(unsigned), 1)
+        if unsigned:  # 0..255 to -128..127
+            codes = T.bitwise_xor(codes, T.broadcast(T.int8(-128), 16))
+        else:
+            if kernel.low > -128:
+                codes = T.max(codes, T.broadcast(T.int8(kernel.low), 16))
+            if kernel.high < 127:
+                codes = T.min(codes, T.broadcast(T.int8(kernel.high), 16))
+        return mve.gather_bytes(T.address_of(table[0]), codes) if has_table else codes
+
+    def function(vector: bool) -> tirx.PrimFunc:
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("narrow16")
+            scaled = T.arg("scaled", T.Buffer((2, 2, 4), "int32", offset_factor=1))
+            table = T.arg("table", T.Buffer((256,), "int8", offset_factor=1)) if has_table else None
+            out = T.arg("out", T.Buffer((4, 2, 2), "int8", offset_factor=1))
+            reads = [scaled[0:2, 0:2, 0:4], *([table[0:256]] if has_table else [])]
+            with T.sblock("root"):
+                T.reads(*reads)
+                T.writes(out[0:4, 0:2, 0:2])
+                if vector:
+                    T.evaluate(0) if False else None
+                    out_store(out, vector_value(scaled, table))
+                else:
+                    with T.grid(2, 2, 4) as (i, j, k), T.sblock("narrow"):
+                        o, p, l = T.axis.remap("SSS", [i, j, k])
+                        if has_table:
+                            T.reads(scaled[o, p, l], table[0:256])
+                            T.writes(out[l, p, o])
+                        T.buffer_store(out, kernel.narrow(scaled[o, p, l], table), [l, p, o])
+        return builder.get()
+
+    limits = f"{kernel.shift}_{kernel.zero_point}_{kernel.low}_{kernel.high}_{int(has_table)}".replace("-", "m")
+    return _registered(f"mve_narrow16_{limits}", function)
+
+
+def out_store(out: Any, value: Any) -> None:
+    T.buffer_store(out, value, [0, 0, T.ramp(0, 1, 16)])
+
+
+def _registered(name: str, function: Callable[[bool], tirx.PrimFunc]) -> str:
+    if TensorIntrin.get(name, allow_missing=True) is None:
+        TensorIntrin.register(name, function(False), function(True))
+    return name

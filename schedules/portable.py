@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C twin's schedules: one output at a time, so that nothing but the accumulator is kept between steps."""
+
+from __future__ import annotations
+
+from tvm.s_tir import Schedule
+
+from schedules.kernels import DenseCodes, DenseFloat, DenseHead, Layout, Quantize
+
+
+def dense_layout(kernel: DenseCodes | DenseHead | DenseFloat) -> Layout:
+    """Natural order, no padding."""
+    n_out, n_in = kernel.weight.shape
+    if isinstance(kernel, DenseCodes) and not kernel.wide:
+        return Layout(n_out, 1, 1, 1, 1, n_in)
+    return Layout(n_out, 1, 1, 1, n_in, 1)
+
+
+def quantize_layout(kernel: Quantize) -> Layout:
+    n = len(kernel.inverse_scale)
+    return Layout(1, 1, 1, n, 1, n)
+
+
+def schedule_quantize(schedule: Schedule, kernel: Quantize, layout: Layout) -> None:
+    pass
+
+
+def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout) -> None:
+    accumulate, scale, narrow = (schedule.get_sblock(name) for name in ("accumulate", "scale", "narrow"))
+    *_, output, chunk, _ = schedule.get_loops(accumulate)
+    schedule.reverse_compute_at(scale, output)
+    schedule.reverse_compute_at(narrow, output)
+    schedule.decompose_reduction(accumulate, chunk)
+
+
+def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout) -> None:
+    accumulate = schedule.get_sblock("accumulate")
+    schedule.decompose_reduction(accumulate, schedule.get_loops(accumulate)[2])
+
+
+def schedule_dense_float(schedule: Schedule, kernel: DenseFloat, layout: Layout) -> None:
+    accumulate = schedule.get_sblock("accumulate")
+    _, output, inputs = schedule.get_loops(accumulate)
+    schedule.reverse_compute_at(schedule.get_sblock("activate"), output)
+    schedule.decompose_reduction(accumulate, inputs)

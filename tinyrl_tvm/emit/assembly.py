@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LLVM's assembly of one function, cut down to what GNU as and clang both take and a firmware wants.
+
+LLVM prints debug sections, unwind tables and two half-precision helpers of TVM around every function. What is kept is
+the function's own instructions, its labels and its constants; section, symbol and size are written anew.
+"""
+
+from __future__ import annotations
+
+import re
+
+_DROPPED = re.compile(r"\.(cfi_\w+|loc|file|fnstart|fnend|cantunwind|save|vsave|pad|setfp|handlerdata|personality)\b")
+_KEPT = re.compile(r"\.(p2align|long|short|byte|word|inst|hword|zero|data_region|end_data_region)\b")
+_DEBUG_LABEL = re.compile(r"\.L(tmp|func_begin|cfi)\d*:")
+
+
+def function_text(listing: str, name: str) -> str:
+    """The function `name` of an LLVM listing as GNU assembly, in a section of its own."""
+    lines = listing.splitlines()
+    start = lines.index(f"{name}:")
+    body = []
+    for line in lines[start + 1 :]:
+        statement = line.strip()
+        if re.match(r"\.Lfunc_end\d+:", statement):
+            break
+        if not statement or _DROPPED.match(statement) or _DEBUG_LABEL.match(statement):
+            continue
+        assert not statement.startswith(".") or statement.endswith(":") or _KEPT.match(statement), statement
+        line = line.split("@")[0].rstrip()
+        # LLVM numbers its labels within a listing; several listings share a file here
+        line = re.sub(r"\.L(BB|CPI|JTI)(\d+)_", rf".L{name}_\1\2_", line)
+        # the two assemblers share only the signed spelling of the multiply by a scalar; the low half has no sign
+        body.append(re.sub(r"\bvmla\.i(8|16|32)\b", r"vmla.s\1", line))
+    header = [
+        f'\t.section\t.text.{name},"ax",%progbits',
+        f"\t.globl\t{name}",
+        "\t.p2align\t2",
+        f"\t.type\t{name}, %function",
+        "\t.thumb_func",
+        f"{name}:",
+    ]
+    return "\n".join([*header, *body, f"\t.size\t{name}, . - {name}", ""])

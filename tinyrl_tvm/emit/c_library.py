@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Print a program as C99 and assembly: header, shell with the parameters, portable kernels, the target's own kernels.
+
+The texts are the templates beside this file; what is computed here depends on the policy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyrl_tvm.emit import lower
+from tinyrl_tvm.emit.assembly import function_text
+from tinyrl_tvm.emit.program import ALIGNMENT, ITEM_BYTES, Program, Step
+
+if TYPE_CHECKING:
+    from schedules import PlacedKernel
+
+C_TYPES = {"int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "float32": "float"}
+_NUMBERS_PER_LINE = 16
+
+
+def print_library(program: Program) -> dict[str, bytes]:
+    """Path inside the library -> text, for the code of `program`."""
+    steps, workspace_bytes = program.plan
+    kernels = [_kernel(step, program) for step in steps]
+    context = {
+        "name": program.name,
+        "guard": f"TVMGEN_{program.name.upper()}",
+        "pedigree": comment(program.pedigree),
+        "alignment": ALIGNMENT,
+        "workspace_bytes": workspace_bytes,
+        "target": program.target.name,
+        "target_guard": program.target.guard,
+        "tensors": _tensors(program),
+        "names": program.names,
+        "arguments": _arguments(program),
+        "kernels": kernels,
+        "uses_lookup": any("tinyrl_lookup" in kernel["definition"] for kernel in kernels),
+        "parameters": [text for index, step in enumerate(steps) for text in _parameters(index, step.placed)],
+        "copies": _copies(program) if program.gathers else [],
+        "calls": [_call(index, step, program) for index, step in enumerate(steps)],
+    }
+    source = f"codegen/host/src/{program.name}"
+    files = {
+        f"codegen/host/include/tvmgen_{program.name}.h": "policy.h.jinja",
+        f"codegen/host/src/tvmgen_{program.name}_kernels.h": "kernels.h.jinja",
+        f"{source}_lib0.c": "policy.c.jinja",
+        f"{source}_lib1.c": "kernels.c.jinja",
+    }
+    if program.target.guard:
+        files[f"{source}_lib2.S"] = "kernels.S.jinja"
+    return {path: _render(template, context | _file_names(path)) for path, template in files.items()}
+
+
+def comment(text: str) -> str:
+    """Text from a model, safe inside a C comment: on one line, printable ASCII, never closing it."""
+    printable = re.sub(r"[^\x20-\x7e]", "?", text)
+    return printable.replace("*/", "* /").replace("/*", "/ *").replace("??/", "? ?/").rstrip("\\")
+
+
+def _file_names(path: str) -> dict[str, str]:
+    name = path.rsplit("/", 1)[-1]
+    return {"file_name": name, "header_name": name}
+
+
+def _render(template: str, context: Mapping[str, Any]) -> bytes:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tinyrl_tvm.emit"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=False,
+        autoescape=False,  # noqa: S701 - C, not HTML; names are C identifiers and comments go through `comment`
+    )
+    return environment.get_template(template).render(context).encode("ascii")
+
+
+def _tensors(program: Program) -> list[dict[str, Any]]:
+    specs = [*((spec, "float32") for spec in program.inputs), (program.action, program.action.dtype)]
+    return [
+        {
+            "c_name": c_name,
+            "length": spec.length,
+            "ctype": C_TYPES[dtype],
+            "bytes": spec.length * ITEM_BYTES[dtype],
+        }
+        for (spec, dtype), c_name in zip(specs, program.names, strict=True)
+    ]
+
+
+def _arguments(program: Program) -> str:
+    *inputs, action = _tensors(program)
+    parts = [f"const float {tensor['c_name']}[{tensor['length']}]" for tensor in inputs]
+    return ", ".join([*parts, f"{action['ctype']} {action['c_name']}[{action['length']}]"])
+
+
+def _copies(program: Program) -> list[dict[str, Any]]:
+    copies, offset = [], 0
+    for spec, c_name in zip(program.inputs, program.names, strict=False):
+        copies.append({"c_name": c_name, "offset": offset})
+        offset += 4 * spec.length
+    return copies
+
+
+def _kernel(step: Step, program: Program) -> dict[str, str]:
+    prototype = _prototype(step)
+    definition = _definition(lower.c_source(step.placed.module("portable", step.function)), step.function, prototype)
+    kernel = {"summary": step.placed.summary, "prototype": prototype, "definition": definition, "assembly": ""}
+    if program.target.guard:
+        module = step.placed.module(step.placed.family, step.function)
+        listing = lower.assembly(module, program.target.tvm())
+        kernel["assembly"] = function_text(listing, step.function)
+    return kernel
+
+
+def _prototype(step: Step) -> str:
+    *reads, (out, out_dtype, _) = step.placed.arguments
+    parts = [f"const {C_TYPES[dtype]} *{name}" for name, dtype, _ in reads]
+    return f"void {step.function}({', '.join(parts)}, {C_TYPES[out_dtype]} *{out})"
+
+
+def _definition(source: str, function: str, prototype: str) -> str:
+    """The function's body as TVM's C target prints it, under our prototype: TVM's takes no const."""
+    start = source.rindex(f" {function}(")
+    body = source[source.index("{", start) :]
+    return f"{prototype} {body.strip()}\n"
+
+
+def _parameters(index: int, placed: PlacedKernel) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": f"{parameter.name}_{index}",
+            "ctype": C_TYPES[str(parameter.values.dtype)],
+            "length": parameter.values.size,
+            "text": array_text(parameter.values),
+        }
+        for parameter in placed.parameters
+    ]
+
+
+def array_text(values: np.ndarray) -> str:
+    """The numbers of an array as the inside of a C initialiser; a float reads back as the same float."""
+    numbers = [_number(value) for value in values.ravel()]
+    lines = (numbers[i : i + _NUMBERS_PER_LINE] for i in range(0, len(numbers), _NUMBERS_PER_LINE))
+    return ",\n".join("    " + ", ".join(line) for line in lines)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, np.floating):
+        text = f"{float(value):.9g}"  # nine digits name a float32
+        return f"{text}f" if re.search(r"[.e]", text) else f"{text}.0f"
+    if value == -(2**31):
+        return "(-2147483647 - 1)"
+    return str(int(value))
+
+
+def _call(index: int, step: Step, program: Program) -> str:
+    *inputs, action = program.names
+    (_, source_dtype, _), *_, (_, result_dtype, _) = step.placed.arguments
+    source = inputs[0] if step.source is None else _at(step.source, source_dtype, const=True)
+    result = action if step.result is None else _at(step.result, result_dtype, const=False)
+    arrays = [f"{p.name}_{index} + {p.origin}" if p.origin else f"{p.name}_{index}" for p in step.placed.parameters]
+    return f"{step.function}({', '.join([source, *arrays, result])})"
+
+
+def _at(offset: int, dtype: str, const: bool) -> str:
+    place = f"scratch + {offset}" if offset else "scratch"
+    if dtype == "int8":
+        return place
+    return f"({'const ' if const else ''}{C_TYPES[dtype]} *)(void *)({place})"

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A compiled policy before it is printed: its kernels in calling order and where their buffers lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tinyrl_tvm.policy import TensorSpec, c_names
+from tinyrl_tvm.targets import Target
+
+if TYPE_CHECKING:
+    from schedules import PlacedKernel
+
+ALIGNMENT = 16  # bytes: a vector of MVE
+ITEM_BYTES = {"int8": 1, "int16": 2, "int32": 4, "float32": 4}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A call of a kernel. `source` and `result` are byte offsets into the workspace; None is the caller's own array."""
+
+    function: str
+    placed: PlacedKernel
+    source: int | None
+    result: int | None
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything the printers need to know. `kernels` run in a chain, each on its predecessor's output."""
+
+    name: str
+    target: Target
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    action: TensorSpec
+    kernels: tuple[PlacedKernel, ...]
+    pedigree: str
+
+    @property
+    def n_observations(self) -> int:
+        return sum(spec.length for spec in self.inputs)
+
+    @property
+    def names(self) -> list[str]:
+        """C names of the inputs and, last, of the action: unique together, for the header puts them side by side."""
+        return c_names([*(spec.name for spec in self.inputs), self.action.name])
+
+    @property
+    def gathers(self) -> bool:
+        """Several observations are joined in the workspace before the first kernel reads them."""
+        return len(self.inputs) > 1
+
+    @property
+    def plan(self) -> tuple[tuple[Step, ...], int]:
+        """The calls, and the bytes of workspace they need.
+
+        A chain needs two buffers: every kernel reads the one its predecessor wrote and writes the other.
+        """
+        sizes = [_bytes(4 * self.n_observations) if self.gathers else 0]
+        sizes += [_bytes(_output_bytes(placed)) for placed in self.kernels[:-1]]
+        even, odd = max(sizes[0::2], default=0), max(sizes[1::2], default=0)
+        offsets: list[int | None] = [(0, even)[index % 2] for index in range(len(sizes))]
+        if not self.gathers:
+            offsets[0] = None
+        steps = [
+            Step(f"tvmgen_{self.name}_{_function(placed)}{index}", placed, source, result)
+            for index, (placed, source, result) in enumerate(
+                zip(self.kernels, offsets, [*offsets[1:], None], strict=True)
+            )
+        ]
+        return tuple(steps), even + odd
+
+    @property
+    def parameter_bytes(self) -> int:
+        return sum(p.values.nbytes for placed in self.kernels for p in placed.parameters)
+
+
+def _function(placed: PlacedKernel) -> str:
+    return {"Quantize": "quantize", "DenseHead": "head"}.get(type(placed.kernel).__name__, "dense")
+
+
+def _output_bytes(placed: PlacedKernel) -> int:
+    *_, (_, dtype, length) = placed.arguments
+    return length * ITEM_BYTES[dtype]
+
+
+def _bytes(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
