@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The law for int8: what every kernel, on every target, must compute to the last bit. Plain numpy, no TVM.
+
+    code        = saturate(round(observation * inverse_scale) + zero_point)             quantize_observation
+    accumulator = weight @ code + bias                      (n, k) @ (k,) + (n,)        dense_int8
+    value       = accumulator * multiplier * 2^(shift - 31)                             requantize
+    code'       = clamp(value + zero_point), perhaps through a table                    clamp_int8, lookup, interpolate
+    action      = float32(accumulator) * scale, or the index of the largest             dequantize, argmax
+
+Why one file: schedules, emitted C and tests compare themselves with it by `==`: a rounding is spelled here or nowhere.
+
+Integers come as any integer dtype and are checked by value; they leave in the dtype the docstring names. Leading axes
+are samples. A wrong kind of number raises TypeError, one out of range ValueError, an accumulator that does not fit
+OverflowError.
+
+Source: TFLite `QuantizeMultiplier` and `MultiplyByQuantizedMultiplier` (tflite/kernels/internal/), gemmlowp
+`SaturatingRoundingDoublingHighMul` and `RoundingDivideByPOT` (fixedpoint/fixedpoint.h), CMSIS-NN `arm_nn_requantize`
+(Include/arm_nnsupportfunctions.h at 99f736a), LiteRT `FullyConnectedPerChannel` (the overload with float scales, in
+reference/integer_ops/fully_connected.h beside the first).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
+SHIFT_MIN, SHIFT_MAX = -31, 30  # what arm_nn_requantize accepts
+
+
+def quantize_multiplier(real: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    """Write a scale as an integer: real = multiplier * 2^(shift - 31), multiplier in [2^30, 2^31); shift > 0 is left.
+
+    real float64 (...) -> multiplier int32 (...), shift int32 (...). Zero, and what is too small for a shift of -31,
+    becomes (0, 0). ValueError: negative, not finite, or 2^30 and above.
+    Source: TFLite `QuantizeMultiplier`. The multiplier rounds half away from zero, like its `TfLiteRound`.
+    """
+    real = _scales(real)
+    fraction, shift = np.frexp(real)  # fraction in [0.5, 1)
+    multiplier = _nearest_away(fraction * 2.0**31)
+    carried = multiplier == 2**31  # 0.99999999999 rounds up to 1: one bit too many for int32
+    multiplier, shift = np.where(carried, 2**30, multiplier), shift + carried
+    if np.any(shift > SHIFT_MAX):
+        raise ValueError(f"a scale of {np.max(real):g} needs a left shift over {SHIFT_MAX}; have: scales below 2^30")
+    representable = (shift >= SHIFT_MIN) & (real > 0)
+    return np.where(representable, multiplier, 0).astype(np.int32), np.where(representable, shift, 0).astype(np.int32)
+
+
+def common_shift_multipliers(real: np.ndarray) -> tuple[np.ndarray, int]:
+    """Write the scales of a layer with one shift, its largest channel's: real = multiplier * 2^(shift - 31).
+
+    real float64 (n,) -> multiplier int32 (n,), in [0, 2^31), and shift. A channel 2^d times smaller than the largest
+    keeps 31 - d bits. The pairs stay legal for `requantize` and `arm_nn_requantize`, which ask for no normalisation.
+    ValueError: empty, and as `quantize_multiplier`.
+
+    Why: the device's rounding shift is then an immediate, and folds into the narrowing instruction (vqrshrn).
+    """
+    real = _scales(real)
+    if not real.size:
+        raise ValueError("no scales given; a layer has at least one channel")
+    shift = int(quantize_multiplier(real.max())[1])
+    return _nearest_away(np.ldexp(real, 31 - shift)).astype(np.int32), shift
+
+
+def requantize(
+    accumulator: np.ndarray,
+    multiplier: np.ndarray | int,
+    shift: np.ndarray | int,
+    rounding: Literal["double", "single"] = "double",
+) -> np.ndarray:
+    """accumulator * multiplier * 2^(shift - 31), rounded: int32 (..., n), per layer () or per channel (n,) -> int32.
+
+    "double" is the device: `arm_nn_requantize` as it is built by default, and gemmlowp. The product rounds to Q31 with
+    ties up, then the right shift rounds with ties away from zero. (gemmlowp nudges a negative product by 1 - 2^30 and
+    lets C's division truncate: the same number as ties up.)
+    "single" is LiteRT's reference kernels: the product rounds once, ties away from zero, as their C `round`. They keep
+    the scale in float64 where we have Q31, so they can part from us within |accumulator| * 2^(shift - 32) of a tie.
+    It is not TFLITE_SINGLE_ROUNDING or CMSIS_NN_USE_SINGLE_ROUNDING: those send ties up.
+
+    Where C has no answer: a left shift under "double" drops the bits above 31, as Helium's vshl does (in C the overflow
+    of `val * (1 << shift)` is undefined); -2^31 times -2^31 saturates, as vqrdmulh and gemmlowp do (CMSIS-NN's scalar
+    code excludes that multiplier); under "single" what a left shift made too large for int32 saturates.
+    ValueError: beyond int32, a shift outside [-31, 30], an unknown rounding.
+    """
+    accumulator = _integers("accumulator", accumulator, INT32_MIN, INT32_MAX)
+    multiplier = _integers("multiplier", multiplier, INT32_MIN, INT32_MAX)
+    shift = _integers("shift", shift, SHIFT_MIN, SHIFT_MAX)
+    if rounding == "single":
+        nearest = _shift_right(accumulator * multiplier, 31 - shift, ties="away")
+        return np.clip(nearest, INT32_MIN, INT32_MAX).astype(np.int32)
+    if rounding != "double":
+        raise ValueError(f"no rounding '{rounding}'; have: double, single")
+    shifted = (accumulator << np.maximum(shift, 0)).astype(np.int32).astype(np.int64)
+    high = np.minimum(_shift_right(shifted * multiplier, 31), INT32_MAX)
+    return _shift_right(high, np.maximum(-shift, 0), ties="away").astype(np.int32)
+
+
+def dense_int8(codes: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Accumulators weight @ codes + bias: int8 or int16 (..., k), int8 or int16 (n, k), int32 (n,) -> int32 (..., n).
+
+    An input's zero point is the bias's business: bias - zero_point * weight.sum(1). Sums are taken in int64.
+    OverflowError: a sum beyond int32. (Partial sums are not looked at: of int8 it takes k > 131,000 to overflow one.)
+    Source: the TFLite 8-bit quantisation specification; weights are symmetric, so they have no zero point.
+    """
+    codes = _integers("codes", codes, -(2**15), 2**15 - 1)
+    weight = _integers("weight", weight, -(2**15), 2**15 - 1)
+    bias = _integers("bias", bias, INT32_MIN, INT32_MAX)
+    if weight.ndim != 2 or codes.shape[-1:] != weight.shape[1:] or bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"codes {codes.shape}, weight {weight.shape} and bias {bias.shape} do not fit; have: (..., k), (n, k), (n,)"
+        )
+    accumulator = codes @ weight.T + bias
+    if np.any(accumulator != accumulator.astype(np.int32)):
+        raise OverflowError(f"an accumulator reaches {np.abs(accumulator).max():,}; int32 ends at {INT32_MAX:,}")
+    return accumulator.astype(np.int32)
+
+
+def clamp_int8(value: np.ndarray, zero_point: np.ndarray | int, low: int = -128, high: int = 127) -> np.ndarray:
+    """clamp(value + zero_point, low, high): int32 (...) -> int8 (...). A fused ReLU is low = zero_point.
+
+    The sum is exact, it does not wrap: a kernel adds after narrowing with saturation, or knows its accumulators' range.
+    """
+    value = _integers("value", value, INT32_MIN, INT32_MAX)
+    zero_point = _integers("zero_point", zero_point, -128, 127)
+    if not -128 <= low <= high <= 127:
+        raise ValueError(f"a clamp of {low} to {high} is not a range of int8, -128 to 127")
+    return np.clip(value + zero_point, low, high).astype(np.int8)
+
+
+def quantize_observation(
+    observation: np.ndarray,
+    inverse_scale: np.ndarray | float,
+    zero_point: np.ndarray | int = 0,
+    bits: Literal[8, 16] = 8,
+) -> np.ndarray:
+    """saturate(round(observation * inverse_scale) + zero_point): float32 (..., n), (n,), int32 (n,) -> int8 or int16.
+
+    `inverse_scale` is codes per observation unit, one a feature. The product is one float32 multiplication, never fused
+    with the sum; it rounds half away from zero; one too large for float32 saturates, as the device's conversion does.
+    ValueError: NaN or infinite (the device refuses them before this point), a zero point that is no code.
+    Source: TFLite `AffineQuantize`, with the division replaced by a multiplication: cores have no vector divide.
+    """
+    if bits not in (8, 16):
+        raise ValueError(f"no code of {bits} bits; have: 8, 16")
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    zero_point = _integers("zero_point", zero_point, low, high)
+    observation = np.asarray(observation, np.float32)
+    inverse_scale = np.asarray(inverse_scale, np.float32)
+    if not (np.isfinite(observation).all() and np.isfinite(inverse_scale).all()):
+        raise ValueError("an observation or inverse scale is NaN or infinite")
+    with np.errstate(over="ignore", under="ignore"):
+        scaled = np.clip(observation * inverse_scale, INT32_MIN, -INT32_MIN)  # both ends are float32 numbers
+    return np.clip(_nearest_away(scaled) + zero_point, low, high).astype(np.int8 if bits == 8 else np.int16)
+
+
+def lookup(codes: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """table[code + 128]: int8 (...), int8 (256,) -> int8 (...). Any activation of one int8 variable is such a table."""
+    codes = _integers("codes", codes, -128, 127)
+    return _table(table, 256, np.int8)[codes + 128].astype(np.int8)
+
+
+def interpolate(code: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """A line between two entries: int16 (...), int16 (257,) -> int16 (...). All of it fits int32.
+
+    The high byte + 128 picks entry a and its successor b, the low byte f of 256 lies between them:
+    (a * (256 - f) + b * f + 128) >> 8, which is half up.
+    """
+    code = _integers("code", code, -(2**15), 2**15 - 1)
+    table = _table(table, 257, np.int16)
+    entry, fraction = (code >> 8) + 128, code & 255
+    return _shift_right(table[entry] * (256 - fraction) + table[entry + 1] * fraction, 8).astype(np.int16)
+
+
+def dequantize(accumulator: np.ndarray, scale: np.ndarray | float) -> np.ndarray:
+    """float32(accumulator) * scale: int32 (..., n), float32 () or (n,) in units a step -> float32 (..., n).
+
+    Two roundings, both to nearest even: the conversion (exact below 2^24) and the one product.
+    """
+    accumulator = _integers("accumulator", accumulator, INT32_MIN, INT32_MAX)
+    return accumulator.astype(np.float32) * np.asarray(scale, np.float32)
+
+
+def argmax(accumulator: np.ndarray) -> np.ndarray:
+    """Index of the largest along the last axis, the first of equals: int32 (..., n) -> int32 (...)."""
+    return np.argmax(_integers("accumulator", accumulator, INT32_MIN, INT32_MAX), axis=-1).astype(np.int32)
+
+
+def _shift_right(value: np.ndarray, bits: np.ndarray | int, ties: Literal["up", "away"] = "up") -> np.ndarray:
+    """value / 2^bits to the nearest integer. The only rounding of integers in this file."""
+    bits = np.asarray(bits, np.int64)
+    half = (np.int64(1) << bits) >> 1  # 0 for no shift
+    if ties == "away":
+        half = half - ((value < 0) & (bits > 0))  # a negative tie falls just short, and the shift floors it
+    return (value + half) >> bits
+
+
+def _nearest_away(value: np.ndarray) -> np.ndarray:
+    """The nearest integer, ties away from zero, as int64. The only rounding of floats in this file.
+
+    Python's and numpy's round send ties to even; floor(value + 0.5) is wrong next to 0.5, where the sum itself rounds.
+    """
+    value = np.asarray(value, np.float64)
+    whole = np.trunc(value)
+    return (whole + np.where(np.abs(value - whole) >= 0.5, np.sign(value), 0.0)).astype(np.int64)
+
+
+def _scales(real: np.ndarray | float) -> np.ndarray:
+    scales = np.asarray(real, np.float64)
+    if not np.all(np.isfinite(scales) & (scales >= 0)):
+        raise ValueError("a scale is negative or not finite")
+    return scales
+
+
+def _integers(name: str, given: np.ndarray | int, low: int, high: int) -> np.ndarray:
+    """The values as int64, in which no product or sum of this file overflows."""
+    values = np.asarray(given)
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {values.dtype}; have: integers")
+    if values.size and not (low <= values.min() and values.max() <= high):
+        raise ValueError(f"{name} spans {values.min():,} to {values.max():,}; have: {low:,} to {high:,}")
+    return values.astype(np.int64)
+
+
+def _table(given: np.ndarray, length: int, dtype: type[np.signedinteger]) -> np.ndarray:
+    table = _integers("table", given, int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    if table.shape != (length,):
+        raise ValueError(f"table has shape {table.shape}; have: ({length},)")
+    return table
