@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * From reset to main(), and what happens when the core faults.
+ * Register addresses: Armv8-M Architecture Reference Manual, DDI 0553.
+ */
+#include <stdint.h>
+
+#include "semihosting.h"
+#include "console.h"
+#include "systick.h"
+
+#define CPACR (*(volatile uint32_t *)0xE000ED88u)
+#define CCR (*(volatile uint32_t *)0xE000ED14u)
+#define CFSR (*(volatile uint32_t *)0xE000ED28u)
+
+#define CPACR_FULL_ACCESS_TO_FPU_AND_MVE (0xFu << 20)
+#define CCR_LOW_OVERHEAD_LOOPS (1u << 19)
+
+/* From the linker script. */
+extern uint32_t data_start[], data_end[], bss_start[], bss_end[], stack_bottom[], stack_top[];
+extern const uint32_t data_in_flash[];
+
+int main(void);
+void Reset_Handler(void);
+void Fault_Handler(void);
+void start(void);
+void report_fault(const uint32_t *frame);
+
+/* A fault may come from a stack that is full: its report runs on one of its own. */
+uint32_t fault_stack[128] __attribute__((aligned(8)));
+
+/* Called by Reset_Handler once the FPU is on. Volatile: a copying loop must not become a call of the library's memcpy. */
+__attribute__((used, noreturn)) void start(void)
+{
+    const uint32_t *from = data_in_flash;
+    for (volatile uint32_t *to = data_start; to < data_end; to++) {
+        *to = *from++;
+    }
+    for (volatile uint32_t *to = bss_start; to < bss_end; to++) {
+        *to = 0;
+    }
+    semihosting_exit(main());
+}
+
+/* Enables the FPU and MVE before any code that may use them, and guards the stack's low end. */
+__attribute__((naked, noreturn)) void Reset_Handler(void)
+{
+    __asm__ volatile("ldr r0, =stack_bottom\n"
+                     "msr msplim, r0\n"
+                     "ldr r0, =%c[cpacr]\n"
+                     "ldr r1, [r0]\n"
+                     "orr r1, r1, %[access]\n"
+                     "str r1, [r0]\n"
+                     "ldr r0, =%c[ccr]\n"
+                     "ldr r1, [r0]\n"
+                     "orr r1, r1, %[loops]\n"
+                     "str r1, [r0]\n"
+                     "dsb\n"
+                     "isb\n"
+                     "b start\n"
+                     ".ltorg\n"
+                     :
+                     : [cpacr] "i"(&CPACR), [access] "i"(CPACR_FULL_ACCESS_TO_FPU_AND_MVE), [ccr] "i"(&CCR),
+                       [loops] "i"(CCR_LOW_OVERHEAD_LOOPS));
+}
+
+/* r0 = the frame the core pushed; then a fresh stack for the report. */
+__attribute__((naked, noreturn)) void Fault_Handler(void)
+{
+    __asm__ volatile("mrs r0, msp\n"
+                     "mov r1, #0\n"
+                     "msr msplim, r1\n"
+                     "ldr r1, =fault_stack + %c[size]\n"
+                     "msr msp, r1\n"
+                     "b report_fault\n"
+                     ".ltorg\n"
+                     :
+                     : [size] "i"(sizeof fault_stack));
+}
+
+static const char *cause_of(uint32_t cfsr)
+{
+    static const struct {
+        uint32_t mask;
+        const char *cause;
+    } CAUSES[] = {
+        {1u << 20, "stack overflow"},
+        {1u << 16, "undefined instruction"},
+        {1u << 17, "invalid execution state"},
+        {1u << 19, "coprocessor, FPU or MVE not available"},
+        {1u << 24, "unaligned access"},
+        {1u << 25, "division by zero"},
+        {0xffu << 8, "bus error"},
+        {0xffu, "memory protection"},
+    };
+    for (uint32_t i = 0; i < sizeof CAUSES / sizeof CAUSES[0]; i++) {
+        if ((cfsr & CAUSES[i].mask) != 0) {
+            return CAUSES[i].cause;
+        }
+    }
+    return "unexpected exception";
+}
+
+/* frame: r0 r1 r2 r3 r12 lr pc xpsr */
+__attribute__((used, noreturn)) void report_fault(const uint32_t *frame)
+{
+    uint32_t exception;
+    __asm__ volatile("mrs %0, ipsr" : "=r"(exception));
+    const uint32_t cfsr = CFSR;
+    console_text("\nFAULT ");
+    console_text(cause_of(cfsr));
+    console_text(", exception ");
+    console_unsigned(exception);
+    if ((cfsr & (1u << 20)) == 0) { /* on a full stack the core pushes no frame */
+        const uint8_t pc[4] = {(uint8_t)(frame[6] >> 24), (uint8_t)(frame[6] >> 16), (uint8_t)(frame[6] >> 8),
+                               (uint8_t)frame[6]};
+        console_text(", pc 0x");
+        console_bytes(pc, sizeof pc);
+    }
+    console_text("\n");
+    semihosting_exit(1);
+}
+
+typedef void handler(void);
+
+/* The core reads this at reset: first the stack, then a handler for each exception. */
+__attribute__((section(".vectors"), used)) static const struct {
+    uint32_t *stack;
+    handler *handlers[15];
+} vectors = {
+    stack_top,
+    {
+        Reset_Handler,
+        Fault_Handler, /* NMI */
+        Fault_Handler, /* HardFault */
+        Fault_Handler, /* MemManage */
+        Fault_Handler, /* BusFault */
+        Fault_Handler, /* UsageFault */
+        Fault_Handler, /* SecureFault */
+        0,
+        0,
+        0,
+        Fault_Handler, /* SVCall */
+        Fault_Handler, /* DebugMonitor */
+        0,
+        Fault_Handler, /* PendSV */
+        SysTick_Handler,
+    },
+};

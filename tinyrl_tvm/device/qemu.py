@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a built bare-metal project on QEMU and read what the firmware prints.
+
+The firmware judges the test vectors it carries itself. Whatever else is to be asked, the caller's observations and the
+vectors that did not fit into flash, goes through `observations.bin`, a row at a time.
+Figures are instructions under `-icount shift=0`, never cycles or time.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tinyrl_tvm import project as projects
+from tinyrl_tvm import toolchain
+from tinyrl_tvm.device.elf import cost_of_policy
+from tinyrl_tvm.device.measurement import FAIL, PASS, Measurement, judge
+from tinyrl_tvm.device.observations import observation_rows
+from tinyrl_tvm.errors import TinyrlError
+from tinyrl_tvm.project import Interface, Project, Vectors
+from tinyrl_tvm.targets import board_named
+
+TIMEOUT_S = 60.0
+TIMEOUT_PER_ROW_S = 0.01  # three calls to the host, 0.01 ms, and an inference, 1 ms for a large one
+
+ANSWER = re.compile(r"^answer (\d+) status (-?\d+) action ([0-9a-f]+)$", re.MULTILINE)
+PARITY = re.compile(r"^PARITY (PASS|FAIL) \((\d+) of (\d+)\)$", re.MULTILINE)
+INSTRUCTIONS = re.compile(r"^instructions per inference: (\d+\.\d+)$", re.MULTILINE)
+STACK = re.compile(r"^stack bytes: (\d+)$", re.MULTILINE)
+FAULT = re.compile(r"^FAULT (.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The firmware's own words."""
+
+    actions: np.ndarray
+    statuses: np.ndarray
+    parity: str
+    instructions_per_inference: float
+    stack_bytes: int
+
+
+def run(project: Project, observations: np.ndarray | None = None, *, timeout_s: float | None = None) -> Measurement:
+    """Ask the firmware on an emulated board. Raises TinyrlError when it faults or hangs."""
+    interface, vectors = project.interface, Vectors.of(project.library)
+    rows = None if observations is None else observation_rows(interface, observations)
+    built = projects.built(project)
+    cost = cost_of_policy(built)
+
+    everything_built_in = len(vectors.built_in) == len(vectors.observations)
+    n_vectors_streamed = 0 if everything_built_in else len(vectors.observations)
+    streamed = [vectors.observations[:n_vectors_streamed], *([] if rows is None else [rows])]
+    stream = np.concatenate(streamed)
+    limit_s = TIMEOUT_S + TIMEOUT_PER_ROW_S * len(stream) if timeout_s is None else timeout_s
+
+    with tempfile.TemporaryDirectory(prefix="tinyrl-qemu-") as workspace:
+        folder = Path(workspace)
+        if len(stream):
+            stream.astype("<f4").tofile(folder / "observations.bin")
+        printed = _emulate(project, built.products[0], folder, limit_s)
+        report = _read_report(project, interface, printed)
+        streamed_actions, streamed_statuses = _read_answers(folder, interface, len(stream))
+
+    if everything_built_in:
+        actions, statuses = report.actions, report.statuses
+    else:
+        actions, statuses = streamed_actions[:n_vectors_streamed], streamed_statuses[:n_vectors_streamed]
+    parity = judge(interface, vectors, actions, statuses)
+    if (report.parity == FAIL and parity.verdict == PASS) or (everything_built_in and report.parity != parity.verdict):
+        raise TinyrlError(
+            f"the firmware says PARITY {report.parity} where the host finds PARITY {parity.verdict}; "
+            "build the project again"
+        )
+    if rows is not None:
+        actions, statuses = streamed_actions[n_vectors_streamed:], streamed_statuses[n_vectors_streamed:]
+    return Measurement(
+        device=f"qemu {project.options['board']}",
+        actions=actions,
+        statuses=statuses,
+        vectors=parity,
+        instructions_per_inference=report.instructions_per_inference,
+        flash_bytes=cost.flash_bytes,
+        ram_bytes=cost.ram_bytes,
+        stack_bytes=report.stack_bytes,
+    )
+
+
+def _emulate(project: Project, firmware: Path, folder: Path, timeout_s: float) -> str:
+    board = board_named(project.options["board"])
+    command: list[str | Path] = [
+        toolchain.find("qemu-system-arm"),
+        *("-M", board.machine, "-icount", "shift=0"),
+        *("-display", "none", "-monitor", "none", "-serial", "none"),
+        *("-chardev", "stdio,id=console", "-semihosting-config", "enable=on,target=native,chardev=console"),
+        *("-kernel", firmware),
+    ]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise TinyrlError(
+            f"the firmware of '{project.folder}' did not end within {timeout_s:g} s on {board.name}; it hangs, "
+            "or the policy is too large to emulate"
+        ) from None
+    printed = done.stdout.decode(errors="replace").replace("\r\n", "\n")
+    if fault := FAULT.search(printed):
+        raise TinyrlError(f"the firmware of '{project.folder}' faulted on {board.name}: {fault[1]}")
+    if "\ndone\n" not in printed:
+        complaints = done.stderr.decode(errors="replace").strip().splitlines() + printed.strip().splitlines()[-1:]
+        reason = next(iter(complaints), "it printed nothing")
+        raise TinyrlError(f"the firmware of '{project.folder}' stopped early on {board.name}: {reason}")
+    return printed
+
+
+def _read_report(project: Project, interface: Interface, printed: str) -> Report:
+    answers = ANSWER.findall(printed)
+    parity, instructions, stack = PARITY.search(printed), INSTRUCTIONS.search(printed), STACK.search(printed)
+    if not (answers and parity and instructions and stack):
+        raise TinyrlError(f"the firmware of '{project.folder}' does not report as a project of ours; create it again")
+    dtype = np.dtype(interface.action_dtype).newbyteorder("<")
+    data = b"".join(bytes.fromhex(answer[2]) for answer in answers)
+    return Report(
+        actions=np.frombuffer(data, dtype).reshape(len(answers), interface.n_actions).astype(interface.action_dtype),
+        statuses=np.array([int(answer[1]) for answer in answers], np.int32),
+        parity=parity[1],
+        instructions_per_inference=float(instructions[1]),
+        stack_bytes=int(stack[1]),
+    )
+
+
+def _read_answers(folder: Path, interface: Interface, n: int) -> tuple[np.ndarray, np.ndarray]:
+    if n == 0:
+        return np.zeros((0, interface.n_actions), interface.action_dtype), np.zeros(0, np.int32)
+    dtype = np.dtype(interface.action_dtype).newbyteorder("<")
+    actions = np.fromfile(folder / "actions.bin", dtype).astype(interface.action_dtype)
+    statuses = np.fromfile(folder / "statuses.bin", "<i4").astype(np.int32)
+    if len(statuses) != n or len(actions) != n * interface.n_actions:
+        raise TinyrlError(f"the firmware answered {len(statuses)} of {n} observations")
+    return actions.reshape(n, interface.n_actions), statuses

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs of other people that we run: where they are, and the line that installs what is missing."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyrl_tvm.errors import TinyrlError
+
+# A build measures the policy, not the caller's shell: flags exported for other work would change every figure, and a
+# `make` above us passes on job slots that are not ours.
+UNWANTED_VARIABLES = ("CFLAGS", "CPPFLAGS", "LDFLAGS", "OPTIMIZE", "WARNINGS", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+
+
+@dataclass(frozen=True)
+class Tool:
+    """`programs` are tried in order; `packages` are Debian's. `library` is a file that a compiler must find: Debian
+    packs it apart. What is optional only our own tests need."""
+
+    name: str
+    programs: tuple[str, ...]
+    packages: tuple[str, ...]
+    purpose: str
+    library: str | None = None
+    optional: bool = False
+
+    @property
+    def install_line(self) -> str:
+        return f"{'' if os.geteuid() == 0 else 'sudo '}apt-get install {' '.join(self.packages)}"
+
+
+@dataclass(frozen=True)
+class FoundTool:
+    """What `doctor` says of one tool: `path` and `version` are None when it is missing."""
+
+    tool: Tool
+    path: Path | None
+    version: str | None
+
+
+TOOLS = {
+    tool.name: tool
+    for tool in (
+        Tool("cc", ("cc",), ("gcc", "libc6-dev"), "compiles a policy for this machine"),
+        Tool("make", ("make",), ("make",), "builds a project"),
+        Tool(
+            "arm-none-eabi-gcc",
+            ("arm-none-eabi-gcc",),
+            ("gcc-arm-none-eabi", "libnewlib-arm-none-eabi"),
+            "compiles a policy for Arm Cortex-M",
+            library="libc.a",
+        ),
+        Tool("qemu-system-arm", ("qemu-system-arm",), ("qemu-system-arm",), "emulates an Arm Cortex-M board"),
+        Tool("cmake", ("cmake",), ("cmake",), "builds a project, when make should not", optional=True),
+        Tool("clang", ("clang", "clang-19", "clang-14"), ("clang",), "checks the C we emit", optional=True),
+    )
+}
+
+
+def find(name: str) -> Path:
+    """The program of a tool in TOOLS. Raises TinyrlError with the line that installs it."""
+    tool = TOOLS[name]
+    path = _path_of(tool)
+    if path is None:
+        wanted = _programs_of(tool)[0]
+        raise TinyrlError(f"no '{wanted}' on PATH; it {tool.purpose}. Install it: {tool.install_line}")
+    if not _has_library(path, tool):
+        raise TinyrlError(f"'{path}' has no C library ({tool.library}). Install it: {tool.install_line}")
+    return path
+
+
+def doctor() -> tuple[FoundTool, ...]:
+    """Every tool of the table, found or not."""
+    found = []
+    for tool in TOOLS.values():
+        path = _path_of(tool)
+        if path and not _has_library(path, tool):
+            path = None
+        found.append(FoundTool(tool, path, _first_line(path, "--version") if path else None))
+    return tuple(found)
+
+
+def build_environment() -> Mapping[str, str]:
+    """The caller's environment without what would change a build."""
+    return {name: value for name, value in os.environ.items() if name not in UNWANTED_VARIABLES} | {"LC_ALL": "C"}
+
+
+def _programs_of(tool: Tool) -> tuple[str, ...]:
+    """CC and CROSS_COMPILE name other compilers, as they do for make in a generated project."""
+    if tool.name == "cc" and (words := shlex.split(os.environ.get("CC", ""))):
+        return (words[0],)
+    if tool.name == "arm-none-eabi-gcc" and (prefix := os.environ.get("CROSS_COMPILE")):
+        return (f"{prefix}gcc",)
+    return tool.programs
+
+
+def _path_of(tool: Tool) -> Path | None:
+    for program in _programs_of(tool):
+        if path := shutil.which(program):
+            return Path(path)
+    return None
+
+
+def _has_library(path: Path, tool: Tool) -> bool:
+    """GCC answers with the full path of a library it has, with the bare name of one it has not."""
+    return tool.library is None or _first_line(path, f"-print-file-name={tool.library}") != tool.library
+
+
+def _first_line(path: Path, flag: str) -> str | None:
+    try:
+        answer = subprocess.run([path, flag], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = answer.stdout.splitlines()
+    return lines[0].strip() if answer.returncode == 0 and lines else None
