@@ -1,1 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Graph passes for policies. TVM removed Relay in 0.20; its successor is Relax, and that is what these passes rewrite.
+
+In the order of the pipeline: PruneCritic, CanonicalizeClip, SimplifyActionHead, FuseDense, QuantizeInt8, FoldLut, LowerDense.
+`evaluate` gives a graph its meaning in numpy, `fixedpoint` is the law for int8, `oracle` judges by it.
+"""
+
+from relay_passes.canonicalize_clip import CanonicalizeClip
+from relay_passes.fold_lut import FoldLut
+from relay_passes.fuse_dense import FuseDense
+from relay_passes.lower_dense import LowerDense
+from relay_passes.prune_critic import PruneCritic
+from relay_passes.quantize_int8 import QuantizeInt8
+from relay_passes.simplify_action_head import SimplifyActionHead
+
+__all__ = [
+    "CanonicalizeClip",
+    "FoldLut",
+    "FuseDense",
+    "LowerDense",
+    "PruneCritic",
+    "QuantizeInt8",
+    "SimplifyActionHead",
+]

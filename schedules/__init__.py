@@ -46,6 +46,10 @@ class PlacedKernel:
         return self.kernel.parameters(self.layout)
 
     @property
+    def parameter_bytes(self) -> int:
+        return sum(parameter.values.nbytes for parameter in self.parameters)
+
+    @property
     def arguments(self) -> tuple[tuple[str, str, int], ...]:
         """Name, dtype and length of every array the kernel takes: its input, its parameters, its output."""
         function = self.kernel.describe(self.layout)

@@ -366,7 +366,9 @@ class DenseHead:
         if isinstance(answer, Positive):
             return T.Cast("int32", total > (T.float32(0) if self.floating else T.int32(0)))
         if isinstance(answer, ThroughTable):
-            high = ties_away(doubling_high_multiply(total, arrays["multiplier"][v]))
+            high = doubling_high_multiply(total, arrays["multiplier"][v])
+            if answer.shift > 0:
+                high = ties_away(high)
             code = clamp(rounding_shift_right(high, answer.shift), -32768, 32767)
             value = T.Cast("float32", interpolate(arrays["table"], code) + arrays["offset"][v]) * arrays["scale"][v]
         elif isinstance(answer, ToFloat):

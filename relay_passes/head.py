@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read what follows the last dense layer: a decision, or numbers.
+
+    argmax(x, axis=1)                                    Decision(runs=(n,))
+    concat(argmax(slice(x)), ...)                        Decision(runs=(n1, n2, ...))
+    greater(x, 0)                                        Decision(runs=(n,), positive=True)
+    minimum(maximum(f(x) * scale + offset, low), high)   Continuous(f, scale, offset, low, high), any of them absent
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import relax
+from tvm.ir import Tuple, TupleGetItem, Var
+
+from .chain import Binding, Chain, Function, UnsupportedGraph, elementwise
+from .dataflow import constant, op_name, shape_of
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The first largest of each run of outputs; or, `positive`, whether each output is above zero."""
+
+    runs: tuple[int, ...]
+    positive: bool = False
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """clip(function(x) * scale + offset, low, high): arrays (n,) float64, bounds or None."""
+
+    function: Function
+    scale: np.ndarray
+    offset: np.ndarray
+    low: np.ndarray | None
+    high: np.ndarray | None
+
+
+def read_head(chain: Chain) -> Decision | Continuous:
+    """The head of a chain. Raises UnsupportedGraph."""
+    n = len(chain.layers[-1].bias)
+    body = without_reshapes(chain.head)
+    return read_decision(body, n) or _continuous(body, chain.last, n)
+
+
+def without_reshapes(body: Sequence[Binding]) -> list[Binding]:
+    """A batch of one has one order of elements, whatever its shape."""
+    return [(var, value) for var, value in body if not _is_reshape(value)]
+
+
+def read_decision(body: Sequence[Binding], n: int) -> Decision | None:
+    """The decision made of `n` outputs, None where they are numbers. Raises UnsupportedGraph."""
+    names = [op_name(value) for _, value in body]
+    if names == ["argmax"]:
+        return Decision((n,))
+    if names == ["greater"] and np.all(constant(body[0][1].args[1]) == 0):
+        return Decision((n,), positive=True)
+    return Decision(_runs(body, n)) if "argmax" in names else None
+
+
+def split_bounds(body: Sequence[Binding], n: int) -> tuple[list[Binding], np.ndarray | None, np.ndarray | None]:
+    """`body` without the clamps at its end, and their lower and upper bounds (n,)."""
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    steps = list(body)
+    while steps:
+        _, value = steps[-1]
+        name = op_name(value)
+        bound = constant(value.args[1]) if len(value.args) > 1 else None
+        if name == "clip":
+            low = _tighter(np.maximum, low, np.full(n, float(value.args[1].value)))
+            high = _tighter(np.minimum, high, np.full(n, float(value.args[2].value)))
+        elif name == "maximum" and bound is not None:
+            low = _tighter(np.maximum, low, np.broadcast_to(bound.reshape(-1), n))
+        elif name == "minimum" and bound is not None:
+            high = _tighter(np.minimum, high, np.broadcast_to(bound.reshape(-1), n))
+        else:
+            break
+        steps.pop()
+    return steps, low, high
+
+
+def _is_reshape(value: relax.Expr) -> bool:
+    """A batch of one has one order of elements."""
+    return op_name(value) in ("reshape", "squeeze", "expand_dims", "flatten")
+
+
+def _runs(body: Sequence[Binding], n: int) -> tuple[int, ...]:
+    """Lengths of the slices that are argmaxed in turn; together they must be the whole."""
+    extents = []
+    for _, value in body:
+        if op_name(value) == "argmax":
+            extents.append(shape_of(value.args[0])[1])
+        elif op_name(value) not in ("split", "strided_slice", "concat") and not isinstance(value, Tuple | TupleGetItem):
+            raise UnsupportedGraph(f"'{op_name(value)}' among the actions of several spaces cannot be compiled")
+    if sum(extents) != n:
+        raise UnsupportedGraph(f"arg max of {sum(extents)} of {n} outputs; every output must take part, in order")
+    return tuple(extents)
+
+
+def _continuous(body: Sequence[Binding], last: Var, n: int) -> Continuous:
+    scale, offset = np.ones(n), np.zeros(n)
+    # from the end: bounds, then a per-action sum, then a per-action product; the rest is one function of every output
+    steps, low, high = split_bounds(body, n)
+    if steps and op_name(steps[-1][1]) == "add" and (values := constant(steps[-1][1].args[1])) is not None:
+        offset = np.broadcast_to(values.reshape(-1), n).astype(np.float64)
+        steps.pop()
+    if steps and op_name(steps[-1][1]) == "multiply" and (values := constant(steps[-1][1].args[1])) is not None:
+        scale = np.broadcast_to(values.reshape(-1), n).astype(np.float64)
+        steps.pop()
+    return Continuous(elementwise(last, steps), scale, offset, low, high)
+
+
+def _tighter(choose: np.ufunc, bound: np.ndarray | None, other: np.ndarray) -> np.ndarray:
+    return other if bound is None else choose(bound, other)

@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make a float policy an int8 one, after training, with ranges seen on calibration rows.
+
+    obs -> matmul -> add -> relu -> matmul -> add -> tanh -> matmul -> add                                  becomes
+    obs -> tinyrl.quantize -> matmul(int) -> add(int32) -> tinyrl.requantize                        (ReLU is its clamp)
+        -> matmul(int8) -> add(int32) -> tinyrl.requantize -> dequantize -> tanh -> quantize      (FoldLut's to finish)
+        -> matmul(int8) -> add(int32) -> astype -> multiply
+
+    x = scale * (code - zero_point)      weights symmetric, one scale an output      bias int32 at scale_x * scale_w
+
+What a policy compiler may do and a vision compiler does not:
+* Observations arrive as floats, so every feature has a scale of its own; it folds into the first layer's columns.
+* A first layer of few features takes 14-bit codes and 16-bit weights, whose scale is a power of two away from the output's:
+  a shift requantises, and the layer is as good as a float one.
+* An arg max reads the int32 accumulators; a continuous action is the accumulators times a scale.
+* What a layer's codes clip, and how far its units' scales differ, is what hurts the next layer's sums least: the largest
+  value ever seen is rare on a rollout, and every code spent on it is a finer step lost for the rest.
+
+Source: the TFLite 8-bit quantisation specification, for scales, zero points and the int32 bias; `fixedpoint.py` is the law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Var
+from tvm.relax import op
+
+from .chain import Chain, Function, Layer, read_chain
+from .dataflow import shape_of
+from .evaluate import evaluate
+from .fixedpoint import common_shift_multipliers
+from .head import Continuous, Decision, read_head
+
+# Above this many observations 16-lane dot products of int8 beat 4-lane ones of int32.
+WIDE_OBSERVATIONS = 8
+# A 14-bit code reaches four times the calibrated range at an eighth of a thousandth of it.
+WIDE_CODE, WIDE_LIMIT = 4095, 16383
+# The narrowing instruction shifts by an immediate of at most 16.
+MAX_SHIFT = 16
+INT32_MAX = 2**31 - 1
+# Rows that choose a layer's clipping, of those that gave the ranges.
+SAMPLES = 512
+
+
+@tvm.transform.module_pass(opt_level=0, name="QuantizeInt8")
+class QuantizeInt8:
+    """matmul -> add -> relu becomes matmul(int8) -> add(int32) -> tinyrl.requantize.
+
+    `rows` are calibration observations, one array (n_rows, n) a main input.
+    """
+
+    def __init__(self, *rows: np.ndarray) -> None:
+        self.rows = rows
+
+    def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+        chain = read_chain(module)
+        seen = _observe(module, chain, self.rows)
+        module = module.clone()
+        module[module.get_global_var("main")] = _Writer(chain, seen).write()
+        return relax.transform.DeadCodeElimination(["main"])(module)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What calibration saw of a tensor: each element's least and greatest value (n,), and some of its rows."""
+
+    low: np.ndarray
+    high: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def reach(self) -> np.ndarray:
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """A tensor of codes: x = scale * (code - zero_point), scale one number, or one an element."""
+
+    var: Var
+    scale: np.ndarray
+    zero_point: np.ndarray
+
+
+def _observe(module: tvm.IRModule, chain: Chain, rows: Sequence[np.ndarray]) -> dict[Var | None, _Seen]:
+    """What every layer puts out before and after its function; of the joined observations under None."""
+    joined = np.concatenate([np.asarray(part, np.float64).reshape(len(part), -1) for part in rows], axis=1)
+    wanted = {var for layer in chain.layers for var in (layer.function.source, layer.function.result)}
+    seen: dict[Var | None, _Seen] = {}
+
+    def watch(var: Var | None, values: np.ndarray) -> None:
+        if var is None or var in wanted:
+            values = values.reshape(len(values), -1)
+            some = values[:: -(-len(values) // SAMPLES)]
+            seen[var] = _Seen(values.min(0), values.max(0), some)
+
+    watch(None, joined)
+    evaluate(module, *rows, watch=watch, dtype=np.float64)
+    return seen
+
+
+class _Writer:
+    """Writes the integer main, layer after layer."""
+
+    def __init__(self, chain: Chain, seen: dict[Var | None, _Seen]) -> None:
+        self.chain, self.seen = chain, seen
+        self.next_weight = {
+            a.function.result: b.weight.astype(np.float64)
+            for a, b in zip(chain.layers[:-1], chain.layers[1:], strict=True)
+        }
+        self.builder = relax.BlockBuilder()
+
+    def write(self) -> relax.Function:
+        params = [relax.Var(param.name, param.ty) for param in self.chain.inputs]
+        with self.builder.function("main", params):
+            with self.builder.dataflow():
+                first, *others = self.chain.layers
+                if others and len(first.weight) <= WIDE_OBSERVATIONS:
+                    codes = self.wide_layer(self.observations(params), first)
+                else:
+                    codes = self.quantized_observations(self.observations(params))
+                    others = [first, *others]
+                for layer in others[:-1]:
+                    codes = self.layer(codes, layer)
+                output = self.builder.emit_output(self.head(codes, others[-1]))
+            self.builder.emit_func_output(output)
+        return self.builder.get()["main"]
+
+    def observations(self, params: list[Var]) -> Var:
+        """All inputs joined, (1, n)."""
+        flat = [self.emit(op.reshape(p, (1, int(np.prod(shape_of(p)))))) if len(shape_of(p)) != 2 else p for p in params]
+        return flat[0] if len(flat) == 1 else self.emit(op.concat(flat, axis=1))
+
+    def quantized_observations(self, obs: Var) -> _Codes:
+        """int8 codes over each feature's calibrated range, which the codes' ends clip."""
+        low, high = self.seen[None].low, self.seen[None].high
+        constant_feature = high - low <= 1e-6 * np.maximum(np.abs(low), np.abs(high))
+        margin = np.where(constant_feature, np.maximum(np.abs(high), 1.0), 0.0)
+        low, high = low - margin, high + margin
+        # a code is computed in float32: a range much narrower than its distance from zero has no 255 steps there
+        scale = np.maximum((high - low) / 255, np.maximum(np.abs(low), np.abs(high)) / 2**18)
+        inverse = (1 / scale).astype(np.float32)
+        zero_point = np.rint(-128 - low * inverse).astype(np.int32)
+        call = self.call("tinyrl.quantize", obs, inverse, zero_point, -128, 127, dtype="int8", n=len(scale))
+        return _Codes(call, 1 / inverse.astype(np.float64), zero_point.astype(np.float64))
+
+    def layer(self, codes: _Codes, layer: Layer) -> _Codes:
+        # the features' scales and zero points join the weights before these get scales of their own
+        weight = layer.weight.astype(np.float64) * np.reshape(codes.scale, (-1, 1))
+        bias = layer.bias - np.broadcast_to(codes.zero_point, len(weight)) @ weight
+        scale = _weight_scale(weight, bias, per_output=True)
+        output = self.output(layer.function, floor=scale)
+        accumulator = self.accumulate(codes.var, weight, bias, scale)
+        multiplier, shift = _multipliers(scale / output.scale)
+        return self.answer_codes("tinyrl.requantize", accumulator, (multiplier, shift), output, layer.function)
+
+    def wide_layer(self, obs: Var, layer: Layer) -> _Codes:
+        reach = self.seen[None].reach
+        inverse = (WIDE_CODE / np.where(reach > 0, reach, 1.0)).astype(np.float32)
+        n = len(inverse)
+        codes = self.call("tinyrl.quantize", obs, inverse, np.zeros(n, np.int32), -WIDE_LIMIT, WIDE_LIMIT, dtype="int32", n=n)
+        weight = layer.weight.astype(np.float64) / inverse.astype(np.float64).reshape(-1, 1)
+        # accumulators are output codes times 2^shift: as many bits as the weights and the sums leave room for
+        largest_weight = np.abs(weight).max(0, initial=0.0)
+        largest_sum = np.abs(weight).sum(0) * WIDE_LIMIT + np.abs(layer.bias)
+        output = self.output(layer.function, floor=np.maximum(largest_weight * 2 / 32767, largest_sum * 4 / INT32_MAX))
+        needed = np.maximum(largest_weight / 32767, largest_sum * 2 / INT32_MAX) / output.scale
+        shift = int(np.clip(np.floor(-np.log2(max(float(needed.max()), 1e-9))), 1, MAX_SHIFT))
+        accumulator = self.accumulate(codes, weight, layer.bias, output.scale / 2.0**shift, dtype="int32")
+        return self.answer_codes("tinyrl.shift", accumulator, (shift,), output, layer.function)
+
+    def head(self, codes: _Codes, layer: Layer) -> relax.Expr:
+        weight = layer.weight.astype(np.float64) * np.reshape(codes.scale, (-1, 1))
+        bias = layer.bias - np.broadcast_to(codes.zero_point, len(weight)) @ weight
+        head = read_head(self.chain)
+        if isinstance(head, Decision):
+            # only accumulators of one scale can be compared
+            scale = np.concatenate(
+                [
+                    np.full(n, _weight_scale(w, b, per_output=False).max())
+                    for n, w, b in zip(
+                        head.runs,
+                        np.split(weight, np.cumsum(head.runs)[:-1], axis=1),
+                        np.split(bias, np.cumsum(head.runs)[:-1]),
+                        strict=True,
+                    )
+                ]
+            )
+            return self.decide(self.accumulate(codes.var, weight, bias, scale), head)
+        scale = _weight_scale(weight, bias, per_output=True)
+        accumulator = self.accumulate(codes.var, weight, bias, scale)
+        if not head.function.body and not np.any(head.offset):
+            value = self.emit(op.astype(accumulator, "float32"))
+            return self.clipped(op.multiply(value, relax.const((scale * head.scale).astype(np.float32))), head)
+        limit = _saturation(head.function, 1.25 * float(self.seen[head.function.source].reach.max()))
+        code_scale = max(limit / 32767, float(scale.max()))
+        multiplier, shift = _multipliers(scale / code_scale)
+        value = self.call("tinyrl.requantize", accumulator, multiplier, shift, 0, -32768, 32767, dtype="int16", n=len(scale))
+        value = self.emit(op.dequantize(value, _scalar(code_scale), relax.const(np.int16(0)), out_dtype="float32"))
+        value = self.function(value, head.function)
+        value = self.emit(op.multiply(value, relax.const(head.scale.astype(np.float32))))
+        return self.clipped(op.add(value, relax.const(head.offset.astype(np.float32))), head)
+
+    def decide(self, accumulator: Var, decision: Decision) -> relax.Expr:
+        if decision.positive:
+            return op.greater(accumulator, relax.const(np.int32(0)))
+        if len(decision.runs) == 1:
+            return op.argmax(accumulator, axis=1)
+        parts, start = [], 0
+        for run in decision.runs:
+            part = self.emit(op.strided_slice(accumulator, axes=[1], begin=[start], end=[start + run]))
+            parts.append(self.emit(op.argmax(part, axis=1, keepdims=True)))
+            start += run
+        return op.concat(parts, axis=1)
+
+    def clipped(self, value: relax.Expr, head: Continuous) -> relax.Expr:
+        if head.high is not None:
+            value = op.minimum(self.emit(value), relax.const(head.high.astype(np.float32)))
+        if head.low is not None:
+            value = op.maximum(self.emit(value), relax.const(head.low.astype(np.float32)))
+        return value
+
+    def output(self, function: Function, floor: np.ndarray) -> _Codes:
+        """Scale and zero point of a layer's codes: of what a clamp narrows to, else of what the function is read at.
+
+        A unit's scale below its `floor` would ask for more bits than its accumulator has.
+        """
+        weight = self.next_weight[function.result]
+        if _is_relu(function):
+            scale = _relu_scale(self.seen[function.result], weight)
+            return _Codes(function.result, np.maximum(scale, floor), np.asarray(-128.0))
+        limit = _saturation(function, float(self.seen[function.source].reach.max()))
+        scale = _table_scale(function, self.seen[function.source], limit / 127, weight)
+        return _Codes(function.result, np.asarray(max(scale, float(floor.max()))), np.asarray(0.0))
+
+    def answer_codes(
+        self, name: str, accumulator: Var, how: tuple[Any, ...], output: _Codes, function: Function
+    ) -> _Codes:
+        zero = int(output.zero_point)
+        codes = self.call(name, accumulator, *how, zero, -128, 127, dtype="int8", n=shape_of(accumulator)[1])
+        if _is_relu(function) or not function.body:
+            return _Codes(codes, output.scale, output.zero_point)
+        value = self.emit(op.dequantize(codes, _scalar(output.scale), relax.const(np.int8(zero)), out_dtype="float32"))
+        value = self.function(value, function)
+        scale, zero = _symmetric_or_not(function(np.arange(-128.0, 128.0) * output.scale))
+        codes = self.emit(op.quantize(value, _scalar(scale), relax.const(np.int8(zero)), out_dtype="int8"))
+        return _Codes(codes, np.asarray(scale), np.asarray(float(zero)))
+
+    def accumulate(self, codes: Var, weight: np.ndarray, bias: np.ndarray, scale: Any, dtype: str = "int8") -> Var:
+        """weight (n_in, n_out) and bias at `scale` an output -> int32 accumulators."""
+        integers = np.rint(weight / scale).astype(dtype)
+        product = self.emit(op.matmul(codes, relax.const(integers), out_dtype="int32"))
+        return self.emit(op.add(product, relax.const(np.rint(bias / scale).astype(np.int32))))
+
+    def function(self, value: Var, function: Function) -> Var:
+        """The function's own operators, on another tensor."""
+        renamed = {function.source: value}
+        for var, expr in function.body:
+            args = [renamed.get(arg, arg) if isinstance(arg, Var) else arg for arg in expr.args]
+            renamed[var] = self.emit(tvm.ir.Call(expr.op, args, expr.attrs, expr.ty_args))
+        return renamed[function.result]
+
+    def call(self, name: str, *args: Any, dtype: str, n: int) -> Var:
+        """Call a function of `fixedpoint.py`'s by name: arrays and numbers are constants, the answer is (1, n)."""
+        exprs = [_expr(arg) for arg in args]
+        return self.emit(op.call_dps_packed(name, exprs, out_ty=relax.TensorType((1, n), dtype)))
+
+    def emit(self, expr: relax.Expr) -> Var:
+        return self.builder.emit(expr)
+
+
+def _expr(arg: Any) -> relax.Expr:
+    if isinstance(arg, np.ndarray):
+        return relax.const(arg)
+    return relax.prim_value(arg) if isinstance(arg, int) else arg
+
+
+def _scalar(value: float) -> relax.Expr:
+    return relax.const(np.float32(value))
+
+
+def _is_relu(function: Function) -> bool:
+    """ReLU, or ReLU6 and its like: codes end where calibration did, so an upper bound clips nothing more."""
+    if function.operators == ("nn.relu",):
+        return True
+    return function.operators == ("clip",) and float(function.body[0][1].args[1].value) == 0.0
+
+
+def _weight_scale(weight: np.ndarray, bias: np.ndarray, per_output: bool) -> np.ndarray:
+    """Symmetric int8 scales (n_out,) for weight (n_in, n_out), all equal unless `per_output`.
+
+    No smaller than leaves the bias 28 bits: what remains of the accumulator is the products'.
+    """
+    scale = np.maximum(np.abs(weight).max(0, initial=0.0) / 127, np.abs(bias) / 2**28)
+    if not per_output:
+        scale = np.full_like(scale, scale.max())
+    return np.where(scale > 0, scale, max(float(scale.max()), 1e-9))  # an output of zeros takes any scale
+
+
+def _multipliers(real: np.ndarray) -> tuple[np.ndarray, int]:
+    """(multiplier (n,) int32, right shift) with real = multiplier * 2^(-31 - shift); real at most 1."""
+    multiplier, left = common_shift_multipliers(real)
+    shift = -left
+    if shift > MAX_SHIFT:
+        return np.rint(np.ldexp(real, 31 + MAX_SHIFT)).astype(np.int32), MAX_SHIFT
+    if shift < 0:  # exactly 1, the floor of an output's scale
+        return np.minimum(np.rint(np.ldexp(real, 31)), INT32_MAX).astype(np.int32), 0
+    return multiplier, shift
+
+
+def _saturation(function: Function, largest: float) -> float:
+    """The least limit beyond which the function's codes do not change, at most `largest`.
+
+    tanh's last code ends at 3.1: finer codes for the steep middle, where a range up to 8 would spend half on ones.
+    """
+    if not function.body or largest == 0:
+        return largest
+    points = largest * np.linspace(0, 1, 2049)
+    sides = [function(points), function(-points)]
+    half_code = (max(side.max() for side in sides) - min(side.min() for side in sides)) / 255 / 2
+    settled = np.all([np.abs(side - side[-1]) <= half_code for side in sides], axis=0)
+    changing = np.flatnonzero(~settled)
+    return float(points[min(changing[-1] + 1, 2048)]) if len(changing) else largest
+
+
+def _relu_scale(seen: _Seen, next_weight: np.ndarray) -> np.ndarray:
+    """A scale a unit (n,): between one for all and each its own, clipped a little or not, by what the next layer gains.
+
+    A unit's scale is folded into the next layer's row, so that the finer its codes, the coarser the others' weights.
+    """
+    high = np.where(seen.high > 0, seen.high, max(float(seen.high.max()), 0.0) or 1.0)
+    exact = seen.rows @ next_weight
+    best, least = high / 255, np.inf
+    for own in (0.0, 0.25, 0.5, 0.75, 1.0):
+        for kept in (1.0, 0.9, 0.8, 0.7):
+            scale = kept * high**own * high.max() ** (1 - own) / 255
+            weight = next_weight * scale.reshape(-1, 1)
+            step = _weight_scale(weight, np.zeros(weight.shape[1]), per_output=True)
+            codes = np.clip(np.rint(seen.rows / scale), 0, 255)
+            error = float(np.square(codes @ (np.rint(weight / step) * step) - exact).mean())
+            if error < least:
+                best, least = scale, error
+    return best
+
+
+def _table_scale(function: Function, seen: _Seen, largest: float, next_weight: np.ndarray) -> float:
+    """The scale of the codes a function is read at, at most `largest`, that the next layer's sums feel least."""
+    exact = function(seen.rows.ravel()).reshape(seen.rows.shape) @ next_weight
+    best, least = largest, np.inf
+    for kept in np.linspace(1, 0.3, 15):
+        scale = kept * largest
+        table = function(np.arange(-128.0, 128.0) * scale)
+        step, zero = _symmetric_or_not(table)
+        table = (np.clip(np.rint(table / step) + zero, -128, 127) - zero) * step
+        codes = np.clip(np.rint(seen.rows / scale) if scale else 0 * seen.rows, -128, 127).astype(int)
+        error = float(np.square(table[codes + 128] @ next_weight - exact).mean())
+        if error < least:
+            best, least = scale, error
+    return best or 1.0
+
+
+def _symmetric_or_not(values: np.ndarray) -> tuple[float, int]:
+    """(scale, zero_point) of int8 codes for `values`: zero at code 0 unless that would waste over a quarter of them."""
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    symmetric = max(-low, high) / 127
+    asymmetric = (high - low) / 255
+    if symmetric == 0:
+        return 1.0, 0
+    if asymmetric > 0.75 * symmetric:
+        return symmetric, 0
+    return asymmetric, round(-128 - low / asymmetric)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel calls that LowerDense leaves in `main`, as kernels that `schedules` can lay out for a core."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from schedules import Kernel
+    from tvm import IRModule
+
+
+def kernels_of(module: IRModule) -> tuple[Kernel, ...]:
+    """The kernels of a lowered policy, in calling order."""
+    from relay_passes.dataflow import bindings
+    from relay_passes.lower_dense import call_arguments, call_name
+
+    calls = [(call_name(value), call_arguments(value)[1:]) for _, value in bindings(module["main"]) if call_name(value)]
+    return tuple(_kernel(name, [_value(arg) for arg in arguments]) for name, arguments in calls)
+
+
+def _kernel(name: str, arguments: list[Any]) -> Kernel:
+    from schedules import kernels as k
+
+    if name == "tinyrl.quantize":
+        inverse, zero_point, low, high = arguments
+        dtype = "int8" if high <= 127 else "int32"
+        return k.Quantize(inverse, zero_point if np.any(zero_point) else None, low, high, dtype)
+    if name == "tinyrl.dense_codes":
+        return k.DenseCodes(*arguments)
+    if name == "tinyrl.dense_float":
+        return k.DenseFloat(*arguments)
+    weight, bias, *answer = arguments
+    return k.DenseHead(weight, bias, _answer(name, answer))
+
+
+def _answer(name: str, arguments: list[Any]) -> Any:
+    from schedules import kernels as k
+
+    if name == "tinyrl.head_decision":
+        (runs,) = arguments
+        return k.ArgMax(tuple(int(run) for run in runs)) if runs[0] else k.Positive()
+    kinds = {"tinyrl.head_scale": k.ToFloat, "tinyrl.head_table": k.ThroughTable, "tinyrl.head_float": k.Activate}
+    return kinds[name](*arguments)
+
+
+def _value(argument: Any) -> Any:
+    """An array, None for an empty one, a number or a string."""
+    from relay_passes.dataflow import constant
+
+    values = constant(argument)
+    if values is not None:
+        return values if values.size else None
+    return argument.value if isinstance(argument.value, str) else int(argument.value)

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole compile on one page: a policy file becomes a model library.
+
+    load -> passes on the float graph -> passes to int8 -> lower -> place kernels for a core -> print -> archive
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tinyrl_tvm
+from tinyrl_tvm.calibrate import read_observations, split_inputs
+from tinyrl_tvm.errors import TinyrlError, UnsupportedOp, unknown_name
+from tinyrl_tvm.library import ModelLibrary
+from tinyrl_tvm.policy import Policy, TensorSpec, c_names
+from tinyrl_tvm.targets import Target, target_named
+
+if TYPE_CHECKING:
+    import numpy as np
+    from relay_passes.report import Change
+    from schedules import Kernel
+    from tvm import IRModule
+    from tvm.transform import Pass
+
+    from tinyrl_tvm.emit.program import Program
+    from tinyrl_tvm.reference import Expectations
+
+PRECISIONS = ("int8", "float32")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes the policy may take of a chip; None where the user set no limit."""
+
+    flash_bytes: int | None = None
+    ram_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What compile made: the library, what each pass did, what there is to say, and the text of every stage."""
+
+    library: ModelLibrary
+    precision: str
+    changes: tuple[Change, ...] = field(repr=False)
+    notes: tuple[str, ...]
+    stages: dict[str, str] = field(repr=False)
+
+
+def float_passes(policy: Policy) -> list[Pass]:
+    from relay_passes import CanonicalizeClip, FuseDense, PruneCritic, SimplifyActionHead
+
+    return [
+        PruneCritic(policy.action_index),  # first: nothing after it needs to understand a critic
+        CanonicalizeClip(),  # clamps have one form before anybody looks for them
+        SimplifyActionHead(),  # before FuseDense: a log-softmax is no affine map, the logits under it are one
+        FuseDense(),  # before quantise: scales belong to the fused output
+    ]
+
+
+def int8_passes(rows: list[np.ndarray]) -> list[Pass]:
+    from relay_passes import FoldLut, QuantizeInt8
+
+    return [
+        QuantizeInt8(*rows),
+        FoldLut(),  # after quantise: a table maps codes to codes
+    ]
+
+
+def compile_policy(
+    path: Path,
+    *,
+    target: str,
+    precision: str | None = None,
+    calibration: Path | None = None,
+    output: str | None = None,
+    module_name: str | None = None,
+    budget: Budget = Budget(),  # noqa: B008 - frozen
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Compiled:
+    """Compile the policy in `path`. `precision` is int8 when there is `calibration`, else float32. Raises TinyrlError."""
+    core = target_named(target)
+    precision = _precision(precision, calibration)
+    if not path.is_file():
+        raise TinyrlError(f"no policy at '{path}'; give an .onnx file")
+
+    # these load TVM, which takes a second that `--help` and a bad option need not wait for
+    from relay_passes import LowerDense
+    from relay_passes.chain import UnsupportedGraph
+
+    from tinyrl_tvm.emit.archive import archive
+    from tinyrl_tvm.kernels import kernels_of
+    from tinyrl_tvm.reference import expectations
+
+    name = module_identifier(module_name or path.stem)
+
+    progress("import")
+    policy = _load(path, output)
+    try:
+        progress("simplify")
+        simple, changes = _simplified(policy)
+        observations = read_observations(calibration, simple)
+        graph = simple.module
+        if precision == "int8":
+            progress("quantise")
+            assert observations.calibration is not None
+            graph, more = _run(graph, int8_passes(split_inputs(observations.calibration, simple.inputs)))
+            changes += more
+        lowered, more = _run(graph, [LowerDense()])
+        changes += more
+        vectors = split_inputs(observations.vectors, simple.inputs)
+        expected = expectations(simple.module, graph, precision, vectors)
+    except UnsupportedGraph as error:
+        raise UnsupportedOp(f"'{policy.source}': {error}") from None
+
+    progress("schedule")
+    program = _program(simple, kernels_of(lowered), core, precision, name, expected)
+    _check_budget(program, budget)
+
+    progress("print")
+    library = archive(
+        program,
+        graph.script(),
+        {
+            "observations": observations.vectors[expected.kept],
+            "expected": expected.actions,
+            "float_action": expected.float_actions,
+        },
+        {"tolerance": expected.tolerance, "source": policy.source, "sha256": policy.sha256},
+    )
+    notes = (
+        *policy.notes,
+        f"test vectors: {len(expected.actions)} rows, {observations.vectors_from}",
+        *expected.notes,
+    )
+    stages = {"relax": _relax_stages(policy, simple.module, graph, lowered), **_stages(program, library)}
+    return Compiled(library, precision, tuple(changes), notes, stages)
+
+
+def module_identifier(name: str) -> str:
+    """A module's name as a C identifier: `cart-pole v1` is `cart_pole_v1`."""
+    return c_names([name])[0]
+
+
+def _precision(precision: str | None, calibration: Path | None) -> str:
+    if precision is None:
+        return "int8" if calibration else "float32"
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
+    if precision == "int8" and calibration is None:
+        raise TinyrlError(
+            "int8 needs the ranges of observations; give some of a rollout with --calibration observations.npz"
+        )
+    return precision
+
+
+def _load(path: Path, output: str | None) -> Policy:
+    from tinyrl_tvm.frontends import onnx
+
+    if path.suffix.lower() not in (".onnx", ""):
+        raise TinyrlError(f"cannot read '{path.name}' as a policy; have: .onnx")
+    return onnx.load(path, output)
+
+
+def _simplified(policy: Policy) -> tuple[Policy, list[Change]]:
+    """The policy after the float passes: its action only, and only the inputs that this needs."""
+    graph, changes = _run(policy.module, float_passes(policy))
+    names = [param.name for param in policy.module["main"].params]
+    kept = [names.index(param.name) for param in graph["main"].params]
+    inputs = tuple(policy.inputs[index] for index in kept)
+    return replace(policy, module=graph, inputs=inputs, action_index=0), changes
+
+
+def _run(module: IRModule, passes: list[Pass]) -> tuple[IRModule, list[Change]]:
+    from relay_passes.report import run_passes
+
+    return run_passes(module, passes)
+
+
+def _program(
+    policy: Policy, kernels: tuple[Kernel, ...], core: Target, precision: str, name: str, expected: Expectations
+) -> Program:
+    from schedules import place
+
+    from tinyrl_tvm.emit.program import Program
+
+    action = TensorSpec(policy.action.name, (expected.actions.shape[1],), str(expected.actions.dtype))
+    pedigree = (
+        f"Written by tinyrl-tvm {tinyrl_tvm.__version__} from '{policy.source}' (sha256 {policy.sha256}), "
+        f"{precision}, for {core.name}."
+    )
+    placed = tuple(place(kernel, core.kernels) for kernel in kernels)
+    return Program(name, core, precision, policy.inputs, action, placed, pedigree)
+
+
+def _check_budget(program: Program, budget: Budget) -> None:
+    """Refuse before printing what cannot fit. Code comes on top; a project's build measures both."""
+    steps, workspace_bytes = program.plan
+    if budget.flash_bytes is not None and program.parameter_bytes > budget.flash_bytes:
+        largest = max(steps, key=lambda step: step.placed.parameter_bytes)
+        advice = "try --precision int8 with --calibration" if program.precision == "float32" else "try smaller layers"
+        raise TinyrlError(
+            f"the parameters need {program.parameter_bytes:,} B, --flash gives {budget.flash_bytes:,} B; the largest is "
+            f"'{largest.placed.summary}' with {largest.placed.parameter_bytes:,} B; {advice}"
+        )
+    if budget.ram_bytes is not None and workspace_bytes > budget.ram_bytes:
+        raise TinyrlError(
+            f"the workspace needs {workspace_bytes:,} B, --ram gives {budget.ram_bytes:,} B; try narrower layers"
+        )
+
+
+def _relax_stages(policy: Policy, simple: IRModule, graph: IRModule, lowered: IRModule) -> str:
+    titles = {"imported": policy.module, "simplified": simple, "to compile": graph, "lowered": lowered}
+    return "\n".join(f"# ---- {title}\n{module.script()}\n" for title, module in titles.items())
+
+
+def _stages(program: Program, library: ModelLibrary) -> dict[str, str]:
+    """The TIR of every kernel, and the sources as printed."""
+    families = ("portable", program.target.kernels) if program.target.guard else ("portable",)
+    steps, _ = program.plan
+    tir = [f"# ---- {f}\n{s.placed.module(f, s.function).script()}\n" for s in steps for f in families]
+    sources = {path: data.decode() for path, data in library.files.items() if path.startswith("codegen/")}
+    return {
+        "tir": "\n".join(tir),
+        "c": "\n".join(text for path, text in sources.items() if not path.endswith(".S")),
+        "asm": "\n".join(text for path, text in sources.items() if path.endswith(".S")),
+    }
