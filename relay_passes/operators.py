@@ -61,7 +61,9 @@ def _matmul(call: Call, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if integer:
         limits = np.iinfo(out_dtype)
         if product.size and (product.min() < limits.min or product.max() > limits.max):
-            raise OverflowError(f"a matmul overflows {out_dtype}: its sums reach [{product.min():.0f}, {product.max():.0f}]")
+            raise OverflowError(
+                f"a matmul overflows {out_dtype}: its sums reach [{product.min():.0f}, {product.max():.0f}]"
+            )
     return product.astype(out_dtype) if integer else product
 
 

@@ -71,6 +71,7 @@ def schedule_quantize(schedule: Schedule, kernel: Quantize, layout: Layout) -> N
 def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout) -> None:
     accumulate, scale, narrow = (schedule.get_sblock(name) for name in ("accumulate", "scale", "narrow"))
     block, odd, pair, lane, chunk, k = schedule.get_loops(accumulate)
+    outer = None
     if kernel.wide:
         schedule.reorder(block, odd, pair, chunk, k, lane)
         first, scale_at, unrolled = chunk, pair, (odd, pair, chunk, k)
@@ -86,11 +87,12 @@ def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout)
     schedule.reverse_compute_at(scale, scale_at, preserve_unit_loops=True)
     schedule.reverse_compute_at(narrow, block, preserve_unit_loops=True)
     for loop in unrolled:
-        schedule.unroll(loop)
+        if loop is not lane:
+            schedule.unroll(loop)
     start = schedule.decompose_reduction(accumulate, first)
     if not kernel.wide:
         schedule.unroll(schedule.get_loops(start)[-1])
-        schedule.tensorize(k, _dot16())
+        schedule.tensorize(lane, _dots(layout.lanes, fenced=outer is not None))
     schedule.tensorize(schedule.get_loops(scale)[-1], _scale4(kernel))
     schedule.tensorize(schedule.get_loops(narrow)[-3], _narrow16(kernel))
 
@@ -105,11 +107,10 @@ def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout) -
     else:
         outer, inner = schedule.split(chunk, [None, _divisor(layout.chunks, 4)])
         schedule.reorder(block, outer, inner, lane, k)
-        for loop in (inner, lane):
-            schedule.unroll(loop)
+        schedule.unroll(inner)
         start = schedule.decompose_reduction(accumulate, outer)
         schedule.unroll(schedule.get_loops(start)[-1])
-        schedule.tensorize(k, _dot16())
+        schedule.tensorize(lane, _dots(layout.lanes, fenced=layout.chunks > RESIDENT_CHUNKS))
     for name in ("total", "answer"):
         if len(kernel.bias) <= HEAD_LANES and (name == "total" or kernel.n_answers == len(kernel.bias)):
             schedule.unroll(schedule.get_loops(schedule.get_sblock(name))[-1])
@@ -141,29 +142,36 @@ def _divisor(value: int, at_most: int) -> int:
     return max(d for d in range(1, at_most + 1) if value % d == 0)
 
 
-def _dot16() -> str:
-    """acc + sum of 16 products: one `vmladava.s8`."""
+def _dots(lanes: int, fenced: bool) -> str:
+    """acc[l] + sum of 16 products, for each of `lanes` outputs: a `vmladava.s8` each, on one load of x.
+
+    `fenced` keeps the loads of the next chunk behind this one's: LLVM would else hoist more of them than there are
+    registers, and spill.
+    """
 
     def function(vector: bool) -> tirx.PrimFunc:
         with IRBuilder() as builder, T.prim_func(s_tir=True):
-            T.func_name("dot16")
+            T.func_name("dots")
             x = T.arg("x", T.Buffer((16,), "int8", offset_factor=1))
-            weight = T.arg("weight", T.Buffer((16,), "int8", offset_factor=1))
-            acc = T.arg("acc", T.Buffer((1,), "int32", offset_factor=1))
+            weight = T.arg("weight", T.Buffer((lanes, 16), "int8", offset_factor=1))
+            acc = T.arg("acc", T.Buffer((lanes,), "int32", offset_factor=1))
             with T.sblock("root"):
-                T.reads(acc[0], x[0:16], weight[0:16])
-                T.writes(acc[0])
+                T.reads(acc[0:lanes], x[0:16], weight[0:lanes, 0:16])
+                T.writes(acc[0:lanes])
                 if vector:
-                    value = mve.vmladava(acc[0], x.vload([0], "int8x16"), weight.vload([0], "int8x16"))
-                    T.buffer_store(acc, value, [0])
+                    for l in range(lanes):
+                        value = mve.vmladava(acc[l], x.vload([0], "int8x16"), weight.vload([l, 0], "int8x16"))
+                        T.buffer_store(acc, value, [l])
+                    if fenced:
+                        T.evaluate(mve.fence(acc[0]))
                 else:
-                    with T.serial(16) as k, T.sblock("accumulate"):
-                        v = T.axis.reduce(16, k)
-                        product = T.Cast("int32", x[v]) * T.Cast("int32", weight[v])
-                        T.buffer_store(acc, acc[0] + product, [0])
+                    with T.grid(lanes, 16) as (i, j), T.sblock("accumulate"):
+                        l, k = T.axis.remap("SR", [i, j])
+                        product = T.Cast("int32", x[k]) * T.Cast("int32", weight[l, k])
+                        T.buffer_store(acc, acc[l] + product, [l])
         return builder.get()
 
-    return _registered("mve_dot16", function)
+    return _registered(f"mve_dots_{lanes}_{int(fenced)}", function)
 
 
 def _scale4(kernel: DenseCodes) -> str:
@@ -187,9 +195,7 @@ def _scale4(kernel: DenseCodes) -> str:
                 T.reads(acc[0:4], requant[0:per_output, 0:4])
                 T.writes(scaled[0:4])
                 if vector:
-                    scaled.vstore([0], vector_value(acc, requant)) if False else T.buffer_store(
-                        scaled, vector_value(acc, requant), [T.ramp(0, 1, 4)]
-                    )
+                    T.buffer_store(scaled, vector_value(acc, requant), [T.ramp(0, 1, 4)])
                 else:
                     with T.serial(4) as i, T.sblock("scale"):
                         v = T.axis.spatial(4, i)
@@ -235,8 +241,7 @@ def _narrow16(kernel: DenseCodes) -> str:
                 T.reads(*reads)
                 T.writes(out[0:4, 0:2, 0:2])
                 if vector:
-                    T.evaluate(0) if False else None
-                    out_store(out, vector_value(scaled, table))
+                    T.buffer_store(out, vector_value(scaled, table), [0, 0, T.ramp(0, 1, 16)])
                 else:
                     with T.grid(2, 2, 4) as (i, j, k), T.sblock("narrow"):
                         o, p, l = T.axis.remap("SSS", [i, j, k])
@@ -248,10 +253,6 @@ def _narrow16(kernel: DenseCodes) -> str:
 
     limits = f"{kernel.shift}_{kernel.zero_point}_{kernel.low}_{kernel.high}_{int(has_table)}".replace("-", "m")
     return _registered(f"mve_narrow16_{limits}", function)
-
-
-def out_store(out: Any, value: Any) -> None:
-    T.buffer_store(out, value, [0, 0, T.ramp(0, 1, 16)])
 
 
 def _registered(name: str, function: Callable[[bool], tirx.PrimFunc]) -> str:

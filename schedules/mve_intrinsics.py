@@ -18,6 +18,7 @@ _VQDMLAH = llvm_lookup_intrinsic_id("llvm.arm.mve.vqdmlah")
 _VSHRN = llvm_lookup_intrinsic_id("llvm.arm.mve.vshrn")
 _VQMOVN = llvm_lookup_intrinsic_id("llvm.arm.mve.vqmovn")
 _GATHER = llvm_lookup_intrinsic_id("llvm.arm.mve.vldr.gather.offset")
+_SPACE = llvm_lookup_intrinsic_id("llvm.arm.space")
 _SADD_SAT = llvm_lookup_intrinsic_id("llvm.sadd.sat")
 
 
@@ -61,3 +62,8 @@ def vqadd16(value: Any, other: Any) -> Any:
 def gather_bytes(table: Any, offsets: Any) -> Any:
     """`vldrb.u8 q, [table, offsets]`: sixteen look-ups in one instruction."""
     return _call(_GATHER, "int8x16", table, offsets, 8, 0, 0)
+
+
+def fence(value: Any) -> Any:
+    """No instruction: zero bytes of space with a side effect, which loads are not moved across."""
+    return _call(_SPACE, "int32", 0, value)

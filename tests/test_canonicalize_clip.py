@@ -124,6 +124,20 @@ def test_crossed_bounds_keep_their_order():
     np.testing.assert_array_equal(evaluate(after, ROWS), np.full_like(ROWS, -1))
 
 
+def test_a_bound_beyond_the_clamp_before_it_wins():
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((1, 4), "float32")) -> R.Tensor((1, 4), "float32"):
+            with R.dataflow():
+                a = R.clip(x, -1.0, 1.0)
+                b = R.maximum(a, R.const(2.0, "float32"))
+                R.output(b)
+            return b
+
+    np.testing.assert_array_equal(evaluate(CanonicalizeClip()(Before), ROWS), np.full_like(ROWS, 2))
+
+
 def test_bounds_of_each_feature_become_maximum_and_minimum():
     before = imported(
         helper.make_node("Max", ["x", "lo"], ["m"]), helper.make_node("Min", ["m", "hi"], ["y"]), lo=LOWS, hi=HIGHS[0]

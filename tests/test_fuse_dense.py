@@ -22,6 +22,9 @@ W1, B1, W2, B2 = floats(6, 4), floats(6), floats(2, 6), floats(2)  # as torch st
 MEAN, STD, SCALE, SHIFT = floats(4), np.abs(floats(4)) + np.float32(0.5), floats(6), floats(1, 6)
 
 
+F32_3 = np.float32(3)
+
+
 def f64(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float64)
 
@@ -154,6 +157,26 @@ def test_gemm_with_alpha_and_beta_and_no_bias_has_the_same_form():
             return e
 
     check(Before, Expected)
+
+
+def test_constants_are_rounded_once():
+    weight = np.abs(floats(4, 6)) + 1
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(obs: R.Tensor((1, 4), "float32")) -> R.Tensor((1, 6), "float32"):
+            with R.dataflow():
+                ratio = R.divide(R.const(weight), R.const(3.0, "float32"))
+                a = R.matmul(obs, ratio)
+                b = R.multiply(a, R.const(0.1, "float32"))
+                R.output(b)
+            return b
+
+    once = f32(f64(weight) / 3 * np.float64(np.float32(0.1)))
+    twice = f32(weight / F32_3 * np.float32(0.1))
+    np.testing.assert_array_equal(values(FuseDense()(Before))[0].args[1].value.numpy(), once)
+    assert (once != twice).any()
 
 
 def test_two_layers_without_an_activation_become_one():
@@ -399,6 +422,23 @@ def test_joined_observations_are_scaled_in_the_first_layer():
             return d
 
     check(Before, Expected)
+
+
+def test_a_selection_and_a_scale_are_no_layer():
+    factors = floats(2)
+
+    @I.ir_module
+    class Selected:
+        @R.function
+        def main(x: R.Tensor((1, 4), "float32")) -> R.Tensor((1, 2), "float32"):
+            with R.dataflow():
+                a = R.strided_slice(x, [1], [1], [3])
+                b = R.multiply(a, R.const(factors))
+                c = R.tanh(b)
+                R.output(c)
+            return c
+
+    unchanged(Selected)
 
 
 def test_joined_values_that_no_layer_reads_stay_as_they_are():

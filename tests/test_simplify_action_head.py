@@ -265,6 +265,23 @@ def test_stacked_argmaxes_have_the_same_form():
     check(Stacked, MultiDiscrete)
 
 
+def test_parts_that_are_no_plain_slices_stay():
+    @I.ir_module
+    class Interleaved:
+        @R.function
+        def main(x: R.Tensor((1, 6), "float32")) -> R.Tensor((1, 2), "int64"):
+            with R.dataflow():
+                even = R.strided_slice(x, [1], [0], [6], [2])
+                odd = R.strided_slice(x, [1], [1], [6], [2])
+                a = R.argmax(even, axis=1, keepdims=True)
+                b = R.argmax(odd, axis=1, keepdims=True)
+                action = R.concat((a, b), axis=1)
+                R.output(action)
+            return action
+
+    unchanged(Interleaved)
+
+
 def test_joined_numbers_are_no_multi_discrete_action():
     @I.ir_module
     class Joined:
