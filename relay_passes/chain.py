@@ -3,7 +3,7 @@
 
     inputs -> prelude -> (dense -> function)* -> dense -> head
 
-`prelude` joins and permutes the observations, a `function` is an elementwise function of one tensor (an activation, in
+`prelude` joins, permutes, scales and clips the observations (VecNormalize, say), a `function` is an elementwise function of one tensor (an activation, in
 however many operators it is written), `head` makes the action of the last layer's output.
 
 Why: quantising and lowering need a layer together with what follows it; the graph says so only indirectly.
@@ -67,9 +67,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Chain:
-    """`layers[-1].function` is the identity: what follows the last dense layer is the head."""
+    """`layers[-1].function` is the identity: what follows the last dense layer is the head.
+
+    The first layer reads the joined observations in the order of main's inputs, clipped to `limits` (low, high), each
+    (n_obs,) float64, infinite where nothing is clipped.
+    """
 
     inputs: tuple[Var, ...]
+    limits: tuple[np.ndarray, np.ndarray]
     layers: tuple[Layer, ...]
     head: tuple[Binding, ...]
     output: Var
@@ -81,10 +86,7 @@ class Chain:
 
 
 def read_chain(module: tvm.IRModule) -> Chain:
-    """The chain of `main`; the first layer's weight counts the joined observations in the order of main's inputs.
-
-    Raises UnsupportedGraph.
-    """
+    """The chain of `main`. Raises UnsupportedGraph."""
     main = module["main"]
     line = list(bindings(main))
     starts = [i for i, (_, value) in enumerate(line) if _is_dense(value)]
@@ -104,8 +106,8 @@ def read_chain(module: tvm.IRModule) -> Chain:
         layers.append(Layer(constant(matmul.args[1]), bias.reshape(-1), elementwise(total, body)))
         if layers[:-1] and not matmul.args[0].same_as(layers[-2].function.result):
             raise UnsupportedGraph(f"'{line[start][0].name}' reads an earlier layer; {_ONLY_CHAINS}")
-    layers[0] = _with_joined_inputs(layers[0], main, line[: starts[0]], line[starts[0]][1].args[0])
-    return Chain(tuple(main.params), tuple(layers), tuple(line[starts[-1] + 2 :]), main.body.body)
+    layers[0], limits = _on_observations(layers[0], main, line[: starts[0]], line[starts[0]][1].args[0])
+    return Chain(tuple(main.params), limits, tuple(layers), tuple(line[starts[-1] + 2 :]), main.body.body)
 
 
 _ONLY_CHAINS = "policies are compiled as one chain of dense layers"
@@ -133,26 +135,37 @@ def _size(arg: relax.Expr) -> int:
     return 1 if values is None else int(values.size)
 
 
-def _with_joined_inputs(layer: Layer, main: relax.Function, prelude: list[Binding], features: relax.Expr) -> Layer:
-    """Fold what joins, flattens, permutes and scales the observations into the first layer's weight and bias.
+def _on_observations(
+    layer: Layer, main: relax.Function, prelude: list[Binding], features: relax.Expr
+) -> tuple[Layer, tuple[np.ndarray, np.ndarray]]:
+    """The first layer as one of raw observations, and the limits these are clipped to.
 
-    A prelude that is affine is known from its values at zero and at the unit vectors.
+    What joins, flattens, permutes and scales the observations is affine; its matrix is read off its values at zero and at
+    the unit vectors. A clip after it is one of single observations, if every feature is made of one.
     """
     lengths = [int(np.prod(shape_of(param))) for param in main.params]
     n = sum(lengths)
     if any("int" in str(param.ty.dtype) for param in main.params):
         raise UnsupportedGraph("the observation is an integer (a Discrete space); only Box observations are compiled")
-    rng = np.random.default_rng(0)
-    points = np.concatenate([np.zeros((1, n)), np.eye(n), rng.normal(scale=100.0, size=(8, n))])
-    evaluate = _prelude(main.params, lengths, prelude, features)
+    low, high = np.full(n, -np.inf), np.full(n, np.inf)
+    clip = prelude.pop()[1] if prelude and op_name(prelude[-1][1]) == "clip" else None
+    evaluate = _prelude(main.params, lengths, prelude, features if clip is None else clip.args[0])
+    points = np.concatenate([np.zeros((1, n)), np.eye(n), np.random.default_rng(0).normal(scale=100.0, size=(8, n))])
     values = evaluate(points)
     bias, matrix = values[0], values[1 : n + 1] - values[0]
     if not np.allclose(points @ matrix + bias, values, rtol=1e-6, atol=1e-6):
         names = ", ".join(sorted({op_name(value) for _, value in prelude}))
         raise UnsupportedGraph(f"the observation goes through {names} before the first layer, which is not affine")
+    if clip is not None:
+        if np.any((matrix != 0).sum(0) != 1) or np.any((matrix != 0).sum(1) > 1):
+            raise UnsupportedGraph("a clip before the first layer mixes observations; only single ones can be clipped")
+        feature_of = np.abs(matrix).argmax(0)
+        slopes = matrix[feature_of, np.arange(matrix.shape[1])]
+        ends = np.sort([(float(clip.args[k].value) - bias) / slopes for k in (1, 2)], axis=0)
+        low[feature_of], high[feature_of] = ends
     weight = matrix @ layer.weight.astype(np.float64)
     total = bias @ layer.weight.astype(np.float64) + layer.bias
-    return Layer(weight.astype(np.float32), total.astype(np.float32), layer.function)
+    return Layer(weight.astype(np.float32), total.astype(np.float32), layer.function), (low, high)
 
 
 def _prelude(

@@ -27,6 +27,7 @@ import numpy as np
 
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 SHIFT_MIN, SHIFT_MAX = -31, 30  # what arm_nn_requantize accepts
+ZERO_POINT_MAX = 2**18 + 128  # kernels clip a product at 2^19 codes, which must be past every code for any zero point
 
 
 def quantize_multiplier(real: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
@@ -138,13 +139,14 @@ def quantize_observation(
 
     `inverse_scale` is codes per observation unit, one a feature. The product is one float32 multiplication, never fused
     with the sum; it rounds half away from zero; one too large for float32 saturates, as the device's conversion does.
-    ValueError: NaN or infinite (the device refuses them before this point), a zero point that is no code.
+    A zero point may be no code itself: a feature that is always near 1000 has zero far outside its range.
+    ValueError: NaN or infinite (the device refuses them before this point), a zero point beyond ZERO_POINT_MAX.
     Source: TFLite `AffineQuantize`, with the division replaced by a multiplication: cores have no vector divide.
     """
     if bits not in (8, 16):
         raise ValueError(f"no code of {bits} bits; have: 8, 16")
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    zero_point = _integers("zero_point", zero_point, low, high)
+    zero_point = _integers("zero_point", zero_point, -ZERO_POINT_MAX, ZERO_POINT_MAX)
     observation = np.asarray(observation, np.float32)
     inverse_scale = np.asarray(inverse_scale, np.float32)
     if not (np.isfinite(observation).all() and np.isfinite(inverse_scale).all()):

@@ -29,6 +29,7 @@ from .head import Decision, read_decision, read_head, split_bounds
 
 FLOAT_FUNCTIONS = {(): "identity", ("nn.relu",): "relu", ("tanh",): "tanh", ("sigmoid",): "sigmoid"}
 NONE = np.zeros(0, np.float32)
+F32_MAX = float(np.finfo(np.float32).max)  # no bound, for an observation that is finite
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerDense")
@@ -102,6 +103,8 @@ def _float_kernels(module: tvm.IRModule, line: Sequence[Binding], starts: list[i
     chain = read_chain(module)
     kernels: dict[Var, relax.Expr] = {}
     x: relax.Expr = _joined(chain.inputs)
+    if np.isfinite(chain.limits).any():
+        x = _call("tinyrl.clamp", chain.limits[0].size, "float32", x, *(_bound(np.clip(v, -F32_MAX, F32_MAX)) for v in chain.limits))
     for layer in chain.layers[:-1]:
         name = _float_function(layer.function)
         arrays = (np.ascontiguousarray(layer.weight.T), layer.bias)

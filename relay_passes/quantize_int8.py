@@ -91,6 +91,7 @@ class _Codes:
 def _observe(module: tvm.IRModule, chain: Chain, rows: Sequence[np.ndarray]) -> dict[Var | None, _Seen]:
     """What every layer puts out before and after its function; of the joined observations under None."""
     joined = np.concatenate([np.asarray(part, np.float64).reshape(len(part), -1) for part in rows], axis=1)
+    joined = np.clip(joined, *chain.limits)
     wanted = {var for layer in chain.layers for var in (layer.function.source, layer.function.result)}
     seen: dict[Var | None, _Seen] = {}
 
@@ -162,7 +163,9 @@ class _Writer:
 
     def wide_layer(self, obs: Var, layer: Layer) -> _Codes:
         reach = self.seen[None].reach
-        inverse = (WIDE_CODE / np.where(reach > 0, reach, 1.0)).astype(np.float32)
+        limits = np.maximum(np.abs(self.chain.limits[0]), np.abs(self.chain.limits[1]))
+        headroom = np.minimum(WIDE_LIMIT / WIDE_CODE * np.where(reach > 0, reach, 1.0), limits)
+        inverse = (WIDE_LIMIT / np.where(headroom > 0, headroom, 1.0)).astype(np.float32)
         n = len(inverse)
         codes = self.call("tinyrl.quantize", obs, inverse, np.zeros(n, np.int32), -WIDE_LIMIT, WIDE_LIMIT, dtype="int32", n=n)
         weight = layer.weight.astype(np.float64) / inverse.astype(np.float64).reshape(-1, 1)

@@ -15,17 +15,19 @@ from tvm import ir
 from tvm.s_tir import Schedule
 
 from schedules import mve, portable
-from schedules.kernels import DenseCodes, DenseFloat, DenseHead, Kernel, Layout, Parameter, Quantize
+from schedules.kernels import Clamp, DenseCodes, DenseFloat, DenseHead, Kernel, Layout, Parameter, Quantize
 
 RULES: dict[str, dict[type, tuple[Callable[..., Layout], Callable[..., None]]]] = {
     "portable": {
-        Quantize: (portable.quantize_layout, portable.schedule_quantize),
+        Quantize: (portable.observation_layout, portable.schedule_observation),
+        Clamp: (portable.observation_layout, portable.schedule_observation),
         DenseCodes: (portable.dense_layout, portable.schedule_dense_codes),
         DenseHead: (portable.dense_layout, portable.schedule_dense_head),
         DenseFloat: (portable.dense_layout, portable.schedule_dense_float),
     },
     "mve": {
-        Quantize: (portable.quantize_layout, mve.schedule_quantize),
+        Quantize: (portable.observation_layout, mve.schedule_observation),
+        Clamp: (portable.observation_layout, mve.schedule_observation),
         DenseCodes: (mve.dense_codes_layout, mve.schedule_dense_codes),
         DenseHead: (mve.dense_head_layout, mve.schedule_dense_head),
         DenseFloat: (mve.dense_float_layout, mve.schedule_dense_float),

@@ -131,6 +131,33 @@ class Quantize:
 
 
 @dataclass(frozen=True)
+class Clamp:
+    """Observations of a float policy, clipped: out = min(max(obs, low), high); low, high (n,) float32."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+    @property
+    def summary(self) -> str:
+        return f"{len(self.low)} observations, clipped"
+
+    def parameters(self, _: Layout) -> tuple[Parameter, ...]:
+        return (Parameter("low", self.low), Parameter("high", self.high))
+
+    def describe(self, _: Layout) -> tirx.PrimFunc:
+        n = len(self.low)
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("clamp")
+            T.func_attr({"tirx.noalias": True})
+            x, low, high = (T.arg(name, T.Buffer((n,), "float32")) for name in ("obs", "low", "high"))
+            y = T.arg("out", T.Buffer((n,), "float32"))
+            with T.serial(n) as i, T.sblock("clamp"):
+                v = T.axis.spatial(n, IRBuilder.name("i", i))
+                T.buffer_store(y, T.min(T.max(x[v], low[v]), high[v]), [v])
+        return builder.get()
+
+
+@dataclass(frozen=True)
 class DenseCodes:
     """A dense layer from integer codes to int8 codes.
 
@@ -431,7 +458,7 @@ class DenseFloat:
         return builder.get()
 
 
-Kernel = Quantize | DenseCodes | DenseHead | DenseFloat
+Kernel = Quantize | Clamp | DenseCodes | DenseHead | DenseFloat
 
 _PER_OUTPUT = {"multiplier", "offset", "scale", "low", "high"}
 

@@ -17,7 +17,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from schedules import mve_intrinsics as mve
-from schedules.kernels import DenseCodes, DenseFloat, DenseHead, Layout, Quantize
+from schedules.kernels import Clamp, DenseCodes, DenseFloat, DenseHead, Layout, Quantize
 
 # A vector load reaches 508 bytes before and behind its pointer, so one pointer covers a window of 1,024 bytes.
 REACH_BYTES = 508
@@ -59,11 +59,10 @@ def _middle(window_bytes: int) -> int:
     return min(REACH_BYTES, window_bytes // 2 - 4)
 
 
-def schedule_quantize(schedule: Schedule, kernel: Quantize, layout: Layout) -> None:
-    quantize = schedule.get_sblock("quantize")
-    (i,) = schedule.get_loops(quantize)
-    n = len(kernel.inverse_scale)
-    if n % 4 == 0:
+def schedule_observation(schedule: Schedule, kernel: Quantize | Clamp, layout: Layout) -> None:
+    name = "quantize" if isinstance(kernel, Quantize) else "clamp"
+    (i,) = schedule.get_loops(schedule.get_sblock(name))
+    if layout.lanes % 4 == 0:
         _, lanes = schedule.split(i, [None, 4])
         schedule.vectorize(lanes)
 
@@ -110,7 +109,7 @@ def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout) -
         schedule.unroll(inner)
         start = schedule.decompose_reduction(accumulate, outer)
         schedule.unroll(schedule.get_loops(start)[-1])
-        schedule.tensorize(lane, _dots(layout.lanes, fenced=layout.chunks > RESIDENT_CHUNKS))
+        schedule.tensorize(lane if layout.lanes > 1 else k, _dots(layout.lanes, fenced=layout.chunks > RESIDENT_CHUNKS))
     for name in ("total", "answer"):
         if len(kernel.bias) <= HEAD_LANES and (name == "total" or kernel.n_answers == len(kernel.bias)):
             schedule.unroll(schedule.get_loops(schedule.get_sblock(name))[-1])
@@ -165,8 +164,10 @@ def _dots(lanes: int, fenced: bool) -> str:
                     if fenced:
                         T.evaluate(mve.fence(acc[0]))
                 else:
-                    with T.grid(lanes, 16) as (i, j), T.sblock("accumulate"):
-                        l, k = T.axis.remap("SR", [i, j])
+                    # one output has no loop to match
+                    with T.grid(*([lanes] * (lanes > 1)), 16) as loops, T.sblock("accumulate"):
+                        l = T.axis.spatial(lanes, loops[0]) if lanes > 1 else 0
+                        k = T.axis.reduce(16, loops[1] if lanes > 1 else loops)
                         product = T.Cast("int32", x[k]) * T.Cast("int32", weight[l, k])
                         T.buffer_store(acc, acc[l] + product, [l])
         return builder.get()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from tvm.s_tir import Schedule
 
-from schedules.kernels import DenseCodes, DenseFloat, DenseHead, Layout, Quantize
+from schedules.kernels import Clamp, DenseCodes, DenseFloat, DenseHead, Layout, Quantize
 
 
 def dense_layout(kernel: DenseCodes | DenseHead | DenseFloat) -> Layout:
@@ -16,13 +16,13 @@ def dense_layout(kernel: DenseCodes | DenseHead | DenseFloat) -> Layout:
     return Layout(n_out, 1, 1, 1, n_in, 1)
 
 
-def quantize_layout(kernel: Quantize) -> Layout:
-    n = len(kernel.inverse_scale)
+def observation_layout(kernel: Quantize | Clamp) -> Layout:
+    n = len(kernel.inverse_scale if isinstance(kernel, Quantize) else kernel.low)
     return Layout(1, 1, 1, n, 1, n)
 
 
-def schedule_quantize(schedule: Schedule, kernel: Quantize, layout: Layout) -> None:
-    pass
+def schedule_observation(schedule: Schedule, kernel: Quantize | Clamp, layout: Layout) -> None:
+    """One after the other, as described."""
 
 
 def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout) -> None:

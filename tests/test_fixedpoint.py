@@ -353,7 +353,8 @@ def test_an_observation_rounds_its_one_float32_product_away_from_zero(bits, data
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     observation = np.float32(data.draw(st.floats(width=32, allow_nan=False, allow_infinity=False)))
     inverse_scale = np.float32(data.draw(st.sampled_from([1.0, 0.5, 12.7]) | st.floats(0, 2.0**20, width=32)))
-    zero_point = data.draw(st.integers(low, high))
+    # a feature that stays far from zero has its zero point far outside the codes
+    zero_point = data.draw(st.integers(low, high) | st.integers(-fixedpoint.ZERO_POINT_MAX, fixedpoint.ZERO_POINT_MAX))
     with np.errstate(over="ignore"):
         product = float(observation * inverse_scale)
     if math.isinf(product):
@@ -397,11 +398,11 @@ def test_an_observation_or_scale_that_is_not_finite_is_refused(bad):
             fixedpoint.quantize_observation(np.float32([0, observation]), np.float32(inverse_scale))
 
 
-def test_a_code_of_another_width_or_a_zero_point_that_is_no_code_is_refused():
+def test_a_code_of_another_width_or_a_zero_point_out_of_reach_is_refused():
     with pytest.raises(ValueError, match="no code of 12 bits; have: 8, 16"):
         fixedpoint.quantize_observation(np.float32(1), np.float32(1), 0, 12)
-    with pytest.raises(ValueError, match="zero_point spans 128"):
-        fixedpoint.quantize_observation(np.float32(1), np.float32(1), 128, 8)
+    with pytest.raises(ValueError, match="zero_point spans 262,273"):
+        fixedpoint.quantize_observation(np.float32(1), np.float32(1), fixedpoint.ZERO_POINT_MAX + 1, 8)
 
 
 # --- tables and answers ----------------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ def _kernel(name: str, arguments: list[Any]) -> Kernel:
         inverse, zero_point, low, high = arguments
         dtype = "int8" if high <= 127 else "int32"
         return k.Quantize(inverse, zero_point if np.any(zero_point) else None, low, high, dtype)
+    if name == "tinyrl.clamp":
+        return k.Clamp(*arguments)
     if name == "tinyrl.dense_codes":
         return k.DenseCodes(*arguments)
     if name == "tinyrl.dense_float":

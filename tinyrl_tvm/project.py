@@ -172,11 +172,13 @@ class Interface:
 @dataclass(frozen=True)
 class Vectors:
     """Test vectors: observations (n, n_obs) float32, answers (n, n_actions), and `built_in`, the rows that a project
-    carries in its own sources."""
+    carries in its own sources. `float_answers` (n, n_actions) are the float policy's; None in a library that lacks
+    them."""
 
     observations: np.ndarray = field(repr=False)
     answers: np.ndarray = field(repr=False)
     built_in: np.ndarray = field(repr=False)
+    float_answers: np.ndarray | None = field(default=None, repr=False)
 
     @staticmethod
     def of(library: ModelLibrary) -> Vectors:
@@ -185,15 +187,20 @@ class Vectors:
             arrays = library.vectors()
             observations = np.ascontiguousarray(arrays["observations"], np.float32)
             answers = np.ascontiguousarray(arrays["expected"], interface.action_dtype)
+            float_answers = arrays.get("float_action")
             n = len(observations)
             shapes = observations.shape == (n, interface.n_obs) and answers.shape == (n, interface.n_actions)
             if n == 0 or not shapes or not (np.isfinite(observations).all() and np.isfinite(answers).all()):
                 raise ValueError(f"shapes {observations.shape} and {answers.shape}, or a value that is not finite")
+            if float_answers is not None:
+                float_answers = np.ascontiguousarray(float_answers, interface.action_dtype)
+                if float_answers.shape != answers.shape or not np.isfinite(float_answers).all():
+                    raise ValueError(f"float_action of shape {float_answers.shape}, or a value that is not finite")
         except (KeyError, ValueError, TypeError, EOFError, OSError) as error:
             raise TinyrlError(f"the library's test vectors cannot be used: {error}; compile the policy again") from None
         row_bytes = observations[0].nbytes + answers[0].nbytes
         built_in_n = max(1, min(n, MAX_BUILT_IN_VECTORS, MAX_BUILT_IN_BYTES // row_bytes))
-        return Vectors(observations, answers, np.linspace(0, n - 1, built_in_n).astype(np.int64))
+        return Vectors(observations, answers, np.linspace(0, n - 1, built_in_n).astype(np.int64), float_answers)
 
 
 @dataclass(frozen=True)

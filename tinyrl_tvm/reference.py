@@ -58,7 +58,7 @@ def _float_expectations(graph: IRModule, inputs: list[np.ndarray], exact: np.nda
 
     chain = read_chain(graph)
     x = np.concatenate([part.reshape(len(part), -1) for part in inputs], axis=1).astype(np.float64)
-    outputs, bound = _bounded(chain, x)
+    outputs, bound = _bounded(chain, np.clip(x, *chain.limits))
     head = read_head(chain)
     if not isinstance(head, Decision):
         scaled = bound + FUNCTION_ERROR * bool(head.function.body)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyrl_tvm import project as projects
-from tinyrl_tvm.device.measurement import Measurement, WallTime, judge
+from tinyrl_tvm.device.measurement import Measurement, WallTime, compare_with_float, judge
 from tinyrl_tvm.device.observations import observation_rows
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.library import ModelLibrary
@@ -39,6 +39,7 @@ def run_project(project: Project, observations: np.ndarray | None = None, *, tim
     policy = _load(projects.built(project).products[0])
     actions, statuses = _answers(policy, interface, vectors.observations)
     parity = judge(interface, vectors, actions, statuses)
+    likeness = compare_with_float(interface, vectors, actions)
     if rows is not None:
         actions, statuses = _answers(policy, interface, rows)
     return Measurement(
@@ -46,6 +47,7 @@ def run_project(project: Project, observations: np.ndarray | None = None, *, tim
         actions=actions,
         statuses=statuses,
         vectors=parity,
+        likeness=likeness,
         wall_time=_wall_time(policy) if timed else None,
     )
 

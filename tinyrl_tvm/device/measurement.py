@@ -41,6 +41,15 @@ class Parity:
         return PASS if self.right == self.total else FAIL
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """How like the float policy the answers to the test vectors are: what quantisation costs, not whether the code is
+    right. Of decisions (int32) the fraction that is the same, of continuous actions the largest |difference|."""
+
+    action_agreement: float | None
+    max_abs_error: float | None
+
+
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """One run: `actions` (n, n_actions) and `statuses` (n,) answer the observations given, else the test vectors."""
@@ -49,6 +58,7 @@ class Measurement:
     actions: np.ndarray = field(repr=False)
     statuses: np.ndarray = field(repr=False)
     vectors: Parity | None = None
+    likeness: Likeness | None = None
     instructions_per_inference: float | None = None
     flash_bytes: int | None = None
     ram_bytes: int | None = None
@@ -65,7 +75,6 @@ class Measurement:
 
     def to_json(self) -> dict[str, Any]:
         """The keys that `--json` prints; actions go to a file, not here."""
-        error = self.vectors.max_abs_error if self.vectors else None
         return {
             "device": self.device,
             "rows": len(self.actions),
@@ -73,7 +82,9 @@ class Measurement:
             "parity": self.parity,
             "vectors_right": self.vectors.right if self.vectors else None,
             "vectors_total": self.vectors.total if self.vectors else None,
-            "max_abs_error": error if error is not None and math.isfinite(error) else None,  # JSON has no infinity
+            "parity_max_abs_error": _finite(self.vectors.max_abs_error) if self.vectors else None,
+            "action_agreement": self.likeness.action_agreement if self.likeness else None,
+            "max_abs_error": _finite(self.likeness.max_abs_error) if self.likeness else None,
             "instructions_per_inference": self.instructions_per_inference,
             "flash_bytes": self.flash_bytes,
             "ram_bytes": self.ram_bytes,
@@ -101,3 +112,19 @@ def judge(interface: Interface, vectors: Vectors, actions: np.ndarray, statuses:
         same &= np.isfinite(actions)
     right = same.all(axis=1) & (statuses == 0)
     return Parity(int(right.sum()), len(expected), float(error.max(initial=0.0)))
+
+
+def compare_with_float(interface: Interface, vectors: Vectors, actions: np.ndarray) -> Likeness | None:
+    """The answers to all test vectors beside the float policy's. None when the library does not carry those."""
+    if vectors.float_answers is None:
+        return None
+    if interface.action_dtype == "int32":
+        same = (actions == vectors.float_answers).all(axis=1)
+        return Likeness(action_agreement=float(same.mean()), max_abs_error=None)
+    error = np.abs(actions.astype(np.float64) - vectors.float_answers.astype(np.float64))
+    return Likeness(action_agreement=None, max_abs_error=float(error.max()))
+
+
+def _finite(number: float | None) -> float | None:
+    """JSON has neither infinity nor NaN."""
+    return number if number is not None and math.isfinite(number) else None

@@ -19,7 +19,7 @@ import numpy as np
 from tinyrl_tvm import project as projects
 from tinyrl_tvm import toolchain
 from tinyrl_tvm.device.elf import cost_of_policy
-from tinyrl_tvm.device.measurement import FAIL, PASS, Measurement, judge
+from tinyrl_tvm.device.measurement import FAIL, PASS, Measurement, compare_with_float, judge
 from tinyrl_tvm.device.observations import observation_rows
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.project import Interface, Project, Vectors
@@ -72,6 +72,7 @@ def run(project: Project, observations: np.ndarray | None = None, *, timeout_s: 
     else:
         actions, statuses = streamed_actions[:n_vectors_streamed], streamed_statuses[:n_vectors_streamed]
     parity = judge(interface, vectors, actions, statuses)
+    likeness = compare_with_float(interface, vectors, actions)
     if (report.parity == FAIL and parity.verdict == PASS) or (everything_built_in and report.parity != parity.verdict):
         raise TinyrlError(
             f"the firmware says PARITY {report.parity} where the host finds PARITY {parity.verdict}; "
@@ -84,6 +85,7 @@ def run(project: Project, observations: np.ndarray | None = None, *, timeout_s: 
         actions=actions,
         statuses=statuses,
         vectors=parity,
+        likeness=likeness,
         instructions_per_inference=report.instructions_per_inference,
         flash_bytes=cost.flash_bytes,
         ram_bytes=cost.ram_bytes,

@@ -78,7 +78,7 @@ class Program:
 
 
 def _function(placed: PlacedKernel) -> str:
-    return {"Quantize": "quantize", "DenseHead": "head"}.get(type(placed.kernel).__name__, "dense")
+    return {"Quantize": "quantize", "Clamp": "clamp", "DenseHead": "head"}.get(type(placed.kernel).__name__, "dense")
 
 
 def _output_bytes(placed: PlacedKernel) -> int:

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `tinyrl-tvm`: a verb is a function, and decides nothing that the package below does not offer.
+
+    compile.py   compile            micro.py     micro create, micro build
+    run.py       run                machine.py   targets, doctor
+
+Exit status: 0 done, 1 what the user can mend (one bare sentence on stderr) or PARITY FAIL, 2 wrong usage, 130 stopped.
+Why the verbs import inside their functions: `--help` answers at once, without numpy, TVM, rich or jinja2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from tinyrl_tvm import __version__
+from tinyrl_tvm.cli.compile import compile_verb
+from tinyrl_tvm.cli.console import tell
+from tinyrl_tvm.cli.machine import doctor_verb, targets_verb
+from tinyrl_tvm.cli.micro import micro_verb
+from tinyrl_tvm.cli.run import run_verb
+from tinyrl_tvm.errors import TinyrlError
+
+STOPPED = 130  # 128 + SIGINT, as a shell reports it
+
+
+class Verbs(click.Group):
+    """What the user can mend is one sentence; anything else keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TinyrlError as error:
+            tell(str(error))
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            tell("stopped")
+            ctx.exit(STOPPED)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, message="tinyrl-tvm %(version)s")
+def cli() -> None:
+    """Compile trained reinforcement-learning policies to microcontroller firmware.
+
+    \b
+      tinyrl-tvm compile cartpole.onnx --target cortex-m55 --calibration observations.npz -o cartpole.tar
+      tinyrl-tvm micro create build/cartpole cartpole.tar baremetal
+      tinyrl-tvm micro build build/cartpole
+      tinyrl-tvm run --device micro build/cartpole
+    """
+
+
+for verb in (compile_verb, micro_verb, run_verb, targets_verb, doctor_verb):
+    cli.add_command(verb)
+
+
+def main() -> None:
+    cli(prog_name="tinyrl-tvm")  # also when it was started as python -m tinyrl_tvm

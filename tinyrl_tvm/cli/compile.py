@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tinyrl-tvm compile`: a policy file becomes a model library."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json, say_table
+from tinyrl_tvm.errors import TinyrlError, unknown_name
+from tinyrl_tvm.targets import TARGETS
+
+if TYPE_CHECKING:
+    from relay_passes.report import Change
+    from tinyrl_tvm.pipeline import Compiled
+
+STAGES = ("relax", "tir", "c", "asm")
+UNITS = {"": 1, "K": 1024, "M": 1024 * 1024}
+
+
+class Size(click.ParamType):
+    """Bytes: 131072, 128K or 1M."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([0-9]{1,12})\s*([KM]?)(i?B)?", value.strip(), re.IGNORECASE)
+        if match is None:
+            self.fail(f"'{value}' is no size; give bytes as 131072, 128K or 1M", param, ctx)
+        return int(match[1]) * UNITS[match[2].upper()]
+
+
+@click.command("compile", short_help="Compile an exported policy to a model library.")
+@click.argument("policy", type=click.Path(path_type=Path))
+@click.option("--target", metavar="NAME", help=f"The core to compile for (required): {', '.join(TARGETS)}.")
+@click.option("--precision", metavar="int8|float32", help="Default: int8 with --calibration, else float32.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Rollout observations: .npz, .npy or .csv.")
+@click.option("--output", metavar="TENSOR", help="Which output of the policy is the action. The file is -o.")
+@click.option("--module-name", metavar="NAME", help="Prefix of every C symbol. Default: the policy's name.")
+@click.option(
+    "-o", "--output-file", type=click.Path(path_type=Path), help="The library to write. Default: POLICY's name, .tar."
+)
+@click.option("--flash", type=Size(), help="Refuse parameters that need more, e.g. 128K.")
+@click.option("--ram", type=Size(), help="Refuse a workspace that needs more, e.g. 32K.")
+@click.option("--dump-code", metavar="STAGE,...", help=f"Also write OUT.STAGE for: {', '.join(STAGES)}.")
+@json_option
+@click.option("-v", "--verbose", is_flag=True, help="Tell each stage and its time on stderr.")
+def compile_verb(
+    *,
+    policy: Path,
+    target: str | None,
+    precision: str | None,
+    calibration: Path | None,
+    output: str | None,
+    module_name: str | None,
+    output_file: Path | None,
+    flash: int | None,
+    ram: int | None,
+    dump_code: str | None,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Compile POLICY, an .onnx file, to a model library.
+
+    Note that -o is the file to write, as with every compiler; its long form is --output-file. --output is something
+    else: the name of the tensor that is the action, for a policy whose action cannot be told by its structure.
+
+    A calibration .npz holds an array `calibration`, or one named as the policy's input, or a single one; an array
+    `observations` in it becomes the test vectors that the library carries.
+
+    \b
+    --json: library, module, target, precision, source, sha256, inputs, action, parameter_bytes, workspace_bytes,
+      library_bytes, test_vectors, dumped {stage: path}, notes [],
+      passes [{pass, removed, added, saved_operators, saved_bytes}]
+    """
+    if target is None:
+        raise click.UsageError(f"no --target; have: {', '.join(TARGETS)}")
+    if output is not None and output.endswith(".tar"):
+        raise TinyrlError(f"--output names the policy's action, not a file; did you mean -o {output}?")
+    library_path = output_file or Path(f"{policy.stem}.tar")
+    dumps = {stage: Path(f"{library_path}.{stage}") for stage in _stages(dump_code)}
+    for path in (library_path, *dumps.values()):
+        refuse_unwritable(path, policy, calibration)
+
+    with progress(verbose) as begin:
+        begin("load the compiler")
+        from tinyrl_tvm.library import write_whole
+        from tinyrl_tvm.pipeline import Budget, compile_policy
+
+        compiled = compile_policy(
+            policy,
+            target=target,
+            precision=precision,
+            calibration=calibration,
+            output=output,
+            module_name=module_name,
+            budget=Budget(flash, ram),
+            progress=begin,
+        )
+    for stage, path in dumps.items():
+        write_whole(path, compiled.stages[stage].encode())
+    compiled.library.save(library_path)
+
+    answer = _answer(compiled, library_path, dumps)
+    if as_json:
+        say_json(answer)
+    else:
+        _say(answer, compiled.changes, _reason(precision, calibration))
+
+
+def _stages(dump_code: str | None) -> list[str]:
+    stages = [stage.strip() for stage in dump_code.split(",")] if dump_code is not None else []
+    for stage in stages:
+        if stage not in STAGES:
+            raise unknown_name("stage", stage, STAGES)
+    return stages
+
+
+def _answer(compiled: Compiled, library_path: Path, dumps: dict[str, Path]) -> dict[str, Any]:
+    library = compiled.library
+    interface, memory = library.interface, library.module["memory"]["functions"]["main"][0]
+    return {
+        "library": str(library_path),
+        "module": library.name,
+        "target": interface["target"],
+        "precision": compiled.precision,
+        "source": interface["source"],
+        "sha256": interface["sha256"],
+        "inputs": interface["inputs"],
+        "action": interface["action"],
+        "parameter_bytes": memory["constants_size_bytes"],
+        "workspace_bytes": memory["workspace_size_bytes"],
+        "library_bytes": library_path.stat().st_size,
+        "test_vectors": interface["test_vectors"],
+        "dumped": {stage: str(path) for stage, path in dumps.items()},
+        "notes": list(compiled.notes),
+        "passes": [
+            {
+                "pass": change.pass_name,
+                "removed": dict(change.removed),
+                "added": dict(change.added),
+                "saved_operators": change.saved_operators,
+                "saved_bytes": change.saved_bytes,
+            }
+            for change in compiled.changes
+        ],
+    }
+
+
+def _reason(precision: str | None, calibration: Path | None) -> str:
+    if precision is not None:
+        return "as asked"
+    return "there is --calibration" if calibration else "int8 needs --calibration"
+
+
+def _say(answer: dict[str, Any], changes: tuple[Change, ...], reason: str) -> None:
+    say_table(
+        f"{answer['source']} for {answer['target']}",
+        ("pass", "what it did", "operators saved", "bytes saved"),
+        [(change.pass_name, str(change), change.saved_operators, change.saved_bytes) for change in changes],
+    )
+    for note in answer["notes"]:
+        say(f"note: {note}")
+    say(f"precision: {answer['precision']} ({reason})")
+    say(f"parameters: {answer['parameter_bytes']:,} B, workspace: {answer['workspace_bytes']:,} B")
+    for stage, path in answer["dumped"].items():
+        say(f"{stage}: '{path}'")
+    say(f"wrote '{answer['library']}' ({answer['library_bytes']:,} B), module '{answer['module']}'")

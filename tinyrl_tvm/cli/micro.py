@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tinyrl-tvm micro`: a model library becomes a project, a project becomes firmware."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tinyrl_tvm.cli.console import json_option, progress, say, say_json, say_table
+
+PROJECT_OPTION = "--project-option"
+
+
+class TakesProjectOptions(click.Command):
+    """As with tvmc, `--project-option` takes every NAME=VALUE that follows it, and may be repeated."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words: list[str] = []
+        for word in args:
+            if words[-2:-1] == [PROJECT_OPTION] and "=" in word and not word.startswith("-"):
+                words.append(PROJECT_OPTION)
+            words.append(word)
+        return super().parse_args(ctx, words)
+
+
+class NameValue(click.ParamType):
+    name = "NAME=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        option, equals, choice = value.partition("=")
+        if not (option and equals):
+            self.fail(f"'{value}' is not NAME=VALUE, as in board=mps3-an547; see --list-options", param, ctx)
+        return option, choice
+
+
+def _list_options(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from tinyrl_tvm.project import PLATFORMS
+
+    rows = [
+        (platform.name, option.name, ", ".join(option.choices), option.default, option.help)
+        for platform in PLATFORMS.values()
+        for option in platform.options
+    ]
+    say_table("project options", ("platform", "option", "choices", "default", "meaning"), rows)
+    without = [platform.name for platform in PLATFORMS.values() if not platform.options]
+    say(f"without options: {', '.join(without)}")
+    ctx.exit()
+
+
+@click.group("micro", short_help="Generate and build projects.")
+def micro_verb() -> None:
+    """Generate a project from a model library, and build it. `tinyrl-tvm run --device micro DIR` runs it."""
+
+
+@micro_verb.command("create", cls=TakesProjectOptions)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("library", metavar="LIBRARY.tar", type=click.Path(path_type=Path))
+@click.argument("platform")
+@click.option("-f", "--force", is_flag=True, help="Replace DIR when it is an earlier project.")
+@click.option(
+    PROJECT_OPTION, "options", type=NameValue(), multiple=True, help="Takes one or more NAME=VALUE; may be repeated."
+)
+@click.option(
+    "--list-options",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_options,
+    help="List the options of every platform.",
+)
+def create_verb(folder: Path, library: Path, platform: str, force: bool, options: tuple[tuple[str, str], ...]) -> None:
+    """Write a project for PLATFORM, host or baremetal, to the new folder DIR.
+
+    The folder builds with plain `make` or CMake, also where tinyrl-tvm is not installed.
+    """
+    from tinyrl_tvm import project as projects
+    from tinyrl_tvm.library import ModelLibrary
+
+    project = projects.create(ModelLibrary.load(library), folder, platform, dict(options), force)
+    chosen = "".join(f", {name}={value}" for name, value in project.options.items())
+    say(f"wrote '{folder}': {project.interface.name} for {project.platform}{chosen}")
+    say(f"next: tinyrl-tvm micro build {folder}")
+
+
+@micro_verb.command("build")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@json_option
+def build_verb(folder: Path, as_json: bool) -> None:
+    """Build the project in DIR.
+
+    Flash and RAM are those of the policy: the firmware minus the same firmware without the call of the policy.
+
+    \b
+    --json: project, platform, options {}, products [], flash_bytes, ram_bytes; both null on the platform host
+    """
+    from tinyrl_tvm import project as projects
+    from tinyrl_tvm.device.elf import cost_of_policy
+
+    with progress() as begin:
+        begin("build")
+        built = projects.build(projects.load(folder))
+    cost = cost_of_policy(built) if built.project.platform == "baremetal" else None
+    if as_json:
+        say_json(
+            {
+                "project": str(folder),
+                "platform": built.project.platform,
+                "options": dict(built.project.options),
+                "products": [str(path) for path in built.products],
+                "flash_bytes": cost.flash_bytes if cost else None,
+                "ram_bytes": cost.ram_bytes if cost else None,
+            }
+        )
+        return
+    for path in built.products:
+        say(f"built '{path}'")
+    if cost:
+        say(f"flash: {cost.flash_bytes:,} B")
+        say(f"RAM: {cost.ram_bytes:,} B")
+    say(f"next: tinyrl-tvm run --device micro {folder}")
