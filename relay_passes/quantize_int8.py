@@ -13,8 +13,8 @@ What a policy compiler may do and a vision compiler does not:
 * A first layer of few features takes 14-bit codes and 16-bit weights, whose scale is a power of two away from the output's:
   a shift requantises, and the layer is as good as a float one.
 * An arg max reads the int32 accumulators; a continuous action is the accumulators times a scale.
-* What a layer's codes clip, and how far its units' scales differ, is what hurts the next layer's sums least: the largest
-  value ever seen is rare on a rollout, and every code spent on it is a finer step lost for the rest.
+* What a layer's codes clip, and how far its units' scales differ, is what hurts the last layer's outputs least: the
+  largest value ever seen is rare on a rollout, and every code spent on it is a finer step lost for the rest.
 
 Source: the TFLite 8-bit quantisation specification, for scales, zero points and the int32 bias; `fixedpoint.py` is the law.
 """
@@ -22,7 +22,7 @@ Source: the TFLite 8-bit quantisation specification, for scales, zero points and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -111,10 +111,11 @@ class _Writer:
 
     def __init__(self, chain: Chain, seen: dict[Var | None, _Seen]) -> None:
         self.chain, self.seen = chain, seen
-        self.next_weight = {
-            a.function.result: b.weight.astype(np.float64)
-            for a, b in zip(chain.layers[:-1], chain.layers[1:], strict=True)
-        }
+        head = read_head(chain)
+        layers = list(chain.layers)
+        if isinstance(head, Continuous):  # a squashed action feels its layer's errors squashed
+            layers[-1] = replace(layers[-1], function=head.function)
+        self.behind = {layer.function.result: layers[i + 1 :] for i, layer in enumerate(chain.layers)}
         self.builder = relax.BlockBuilder()
 
     def write(self) -> relax.Function:
@@ -152,12 +153,11 @@ class _Writer:
         return _Codes(call, 1 / inverse.astype(np.float64), zero_point.astype(np.float64))
 
     def layer(self, codes: _Codes, layer: Layer) -> _Codes:
-        # the features' scales and zero points join the weights before these get scales of their own
+        # the features' scales join the weights before these get scales of their own
         weight = layer.weight.astype(np.float64) * np.reshape(codes.scale, (-1, 1))
-        bias = layer.bias - np.broadcast_to(codes.zero_point, len(weight)) @ weight
-        scale = _weight_scale(weight, bias, per_output=True)
+        scale = _weight_scale(weight, codes.zero_point, layer.bias)
         output = self.output(layer.function, floor=scale)
-        accumulator = self.accumulate(codes.var, weight, bias, scale)
+        accumulator = self.accumulate(codes, weight, layer.bias, scale)
         multiplier, shift = _multipliers(scale / output.scale)
         return self.answer_codes("tinyrl.requantize", accumulator, (multiplier, shift), output, layer.function)
 
@@ -175,29 +175,20 @@ class _Writer:
         output = self.output(layer.function, floor=np.maximum(largest_weight * 2 / 32767, largest_sum * 4 / INT32_MAX))
         needed = np.maximum(largest_weight / 32767, largest_sum * 2 / INT32_MAX) / output.scale
         shift = int(np.clip(np.floor(-np.log2(max(float(needed.max()), 1e-9))), 1, MAX_SHIFT))
-        accumulator = self.accumulate(codes, weight, layer.bias, output.scale / 2.0**shift, dtype="int32")
+        exact = _Codes(codes, 1 / inverse, np.asarray(0.0))
+        accumulator = self.accumulate(exact, weight, layer.bias, output.scale / 2.0**shift, dtype="int32")
         return self.answer_codes("tinyrl.shift", accumulator, (shift,), output, layer.function)
 
     def head(self, codes: _Codes, layer: Layer) -> relax.Expr:
         weight = layer.weight.astype(np.float64) * np.reshape(codes.scale, (-1, 1))
-        bias = layer.bias - np.broadcast_to(codes.zero_point, len(weight)) @ weight
         head = read_head(self.chain)
+        scale = _weight_scale(weight, codes.zero_point, layer.bias)
         if isinstance(head, Decision):
             # only accumulators of one scale can be compared
-            scale = np.concatenate(
-                [
-                    np.full(n, _weight_scale(w, b, per_output=False).max())
-                    for n, w, b in zip(
-                        head.runs,
-                        np.split(weight, np.cumsum(head.runs)[:-1], axis=1),
-                        np.split(bias, np.cumsum(head.runs)[:-1]),
-                        strict=True,
-                    )
-                ]
-            )
-            return self.decide(self.accumulate(codes.var, weight, bias, scale), head)
-        scale = _weight_scale(weight, bias, per_output=True)
-        accumulator = self.accumulate(codes.var, weight, bias, scale)
+            runs = np.split(scale, np.cumsum(head.runs)[:-1])
+            scale = np.concatenate([np.full(len(run), run.max()) for run in runs])
+            return self.decide(self.accumulate(codes, weight, layer.bias, scale), head)
+        accumulator = self.accumulate(codes, weight, layer.bias, scale)
         if not head.function.body and not np.any(head.offset):
             value = self.emit(op.astype(accumulator, "float32"))
             return self.clipped(op.multiply(value, relax.const((scale * head.scale).astype(np.float32))), head)
@@ -234,12 +225,12 @@ class _Writer:
 
         A unit's scale below its `floor` would ask for more bits than its accumulator has.
         """
-        weight = self.next_weight[function.result]
+        behind = self.behind[function.result]
         if _is_relu(function):
-            scale = _relu_scale(self.seen[function.result], weight)
+            scale = _relu_scale(self.seen[function.result], behind)
             return _Codes(function.result, np.maximum(scale, floor), np.asarray(-128.0))
         limit = _saturation(function, float(self.seen[function.source].reach.max()))
-        scale = _table_scale(function, self.seen[function.source], limit / 127, weight)
+        scale = _table_scale(function, self.seen[function.source], limit / 127, behind)
         return _Codes(function.result, np.asarray(max(scale, float(floor.max()))), np.asarray(0.0))
 
     def answer_codes(
@@ -255,11 +246,13 @@ class _Writer:
         codes = self.emit(op.quantize(value, _scalar(scale), relax.const(np.int8(zero)), out_dtype="int8"))
         return _Codes(codes, np.asarray(scale), np.asarray(float(zero)))
 
-    def accumulate(self, codes: Var, weight: np.ndarray, bias: np.ndarray, scale: Any, dtype: str = "int8") -> Var:
-        """weight (n_in, n_out) and bias at `scale` an output -> int32 accumulators."""
-        integers = np.rint(weight / scale).astype(dtype)
-        product = self.emit(op.matmul(codes, relax.const(integers), out_dtype="int32"))
-        return self.emit(op.add(product, relax.const(np.rint(bias / scale).astype(np.int32))))
+    def accumulate(self, codes: _Codes, weight: np.ndarray, bias: np.ndarray, scale: Any, dtype: str = "int8") -> Var:
+        """weight (n_in, n_out) a code and bias, at `scale` an output -> int32 accumulators."""
+        integers = np.rint(weight / scale)
+        # what the zero point adds is taken off in the rounded weights it is added in
+        offset = np.broadcast_to(codes.zero_point, len(weight)) @ integers
+        product = self.emit(op.matmul(codes.var, relax.const(integers.astype(dtype)), out_dtype="int32"))
+        return self.emit(op.add(product, relax.const((np.rint(bias / scale) - offset).astype(np.int32))))
 
     def function(self, value: Var, function: Function) -> Var:
         """The function's own operators, on another tensor."""
@@ -295,14 +288,14 @@ def _is_relu(function: Function) -> bool:
     return function.operators == ("clip",) and float(function.body[0][1].args[1].value) == 0.0
 
 
-def _weight_scale(weight: np.ndarray, bias: np.ndarray, per_output: bool) -> np.ndarray:
-    """Symmetric int8 scales (n_out,) for weight (n_in, n_out), all equal unless `per_output`.
+def _weight_scale(weight: np.ndarray, zero_point: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Symmetric int8 scales (n_out,) for weight (n_in, n_out) of codes with a zero point.
 
-    No smaller than leaves the bias 28 bits: what remains of the accumulator is the products'.
+    No smaller than leaves the int32 bias, which the zero point is folded into, half of an accumulator's range.
     """
-    scale = np.maximum(np.abs(weight).max(0, initial=0.0) / 127, np.abs(bias) / 2**28)
-    if not per_output:
-        scale = np.full_like(scale, scale.max())
+    reach = np.abs(weight).max(0, initial=0.0)
+    folded = np.abs(bias) + np.abs(np.broadcast_to(zero_point, len(weight))) @ np.abs(weight)
+    scale = np.maximum(reach / 127, folded / 2**30)
     return np.where(scale > 0, scale, max(float(scale.max()), 1e-9))  # an output of zeros takes any scale
 
 
@@ -332,29 +325,29 @@ def _saturation(function: Function, largest: float) -> float:
     return float(points[min(changing[-1] + 1, 2048)]) if len(changing) else largest
 
 
-def _relu_scale(seen: _Seen, next_weight: np.ndarray) -> np.ndarray:
-    """A scale a unit (n,): between one for all and each its own, clipped a little or not, by what the next layer gains.
+def _relu_scale(seen: _Seen, behind: Sequence[Layer]) -> np.ndarray:
+    """A scale a unit (n,): between one for all and each its own, clipped a little or not, by what the outputs feel least.
 
     A unit's scale is folded into the next layer's row, so that the finer its codes, the coarser the others' weights.
     """
     high = np.where(seen.high > 0, seen.high, max(float(seen.high.max()), 0.0) or 1.0)
-    exact = seen.rows @ next_weight
+    exact = _outputs(seen.rows, behind)
     best, least = high / 255, np.inf
-    for own in (0.0, 0.25, 0.5, 0.75, 1.0):
+    for own in (1.0, 0.75, 0.5, 0.25, 0.0):
         for kept in (1.0, 0.9, 0.8, 0.7):
             scale = kept * high**own * high.max() ** (1 - own) / 255
-            weight = next_weight * scale.reshape(-1, 1)
-            step = _weight_scale(weight, np.zeros(weight.shape[1]), per_output=True)
+            weight = behind[0].weight.astype(np.float64) * scale.reshape(-1, 1)
+            step = _weight_scale(weight, np.zeros(1), np.zeros(1))
             codes = np.clip(np.rint(seen.rows / scale), 0, 255)
-            error = float(np.square(codes @ (np.rint(weight / step) * step) - exact).mean())
+            error = float(np.square(_outputs(codes, behind, np.rint(weight / step) * step) - exact).mean())
             if error < least:
                 best, least = scale, error
     return best
 
 
-def _table_scale(function: Function, seen: _Seen, largest: float, next_weight: np.ndarray) -> float:
-    """The scale of the codes a function is read at, at most `largest`, that the next layer's sums feel least."""
-    exact = function(seen.rows.ravel()).reshape(seen.rows.shape) @ next_weight
+def _table_scale(function: Function, seen: _Seen, largest: float, behind: Sequence[Layer]) -> float:
+    """The scale of the codes a function is read at, at most `largest`, that the outputs feel least."""
+    exact = _outputs(function(seen.rows.ravel()).reshape(seen.rows.shape), behind)
     best, least = largest, np.inf
     for kept in np.linspace(1, 0.3, 15):
         scale = kept * largest
@@ -362,10 +355,21 @@ def _table_scale(function: Function, seen: _Seen, largest: float, next_weight: n
         step, zero = _symmetric_or_not(table)
         table = (np.clip(np.rint(table / step) + zero, -128, 127) - zero) * step
         codes = np.clip(np.rint(seen.rows / scale) if scale else 0 * seen.rows, -128, 127).astype(int)
-        error = float(np.square(table[codes + 128] @ next_weight - exact).mean())
+        error = float(np.square(_outputs(table[codes + 128], behind) - exact).mean())
         if error < least:
             best, least = scale, error
     return best or 1.0
+
+
+def _outputs(rows: np.ndarray, layers: Sequence[Layer], first_weight: np.ndarray | None = None) -> np.ndarray:
+    """What `layers` make of `rows`, in float; `first_weight` takes the place of the first one's."""
+    for layer in layers:
+        weight = layer.weight.astype(np.float64) if first_weight is None else first_weight
+        rows = rows @ weight + layer.bias
+        first_weight = None
+        if layer.function.body:
+            rows = layer.function(rows.ravel()).reshape(rows.shape)
+    return rows
 
 
 def _symmetric_or_not(values: np.ndarray) -> tuple[float, int]:

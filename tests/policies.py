@@ -14,6 +14,7 @@ Why not torch: a test of a shape, a name or an extreme weight should not need tw
 
 from __future__ import annotations
 
+import subprocess
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,9 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.pipeline import Compiled, compile_policy
+from tinyrl_tvm.project import create
 
 OPSET = 20  # the first with Gelu
 Head = Callable[["Graph", str, int], tuple[str, int, list[int]]]
@@ -243,3 +246,29 @@ def save(model: onnx.ModelProto, folder: Path, name: str = "policy") -> Path:
         warnings.simplefilter("error")
         path.write_bytes(model.SerializeToString(deterministic=True))
     return path
+
+
+# ---- asking a library on this machine, under any compiler and flags ----
+
+
+def replay(library: ModelLibrary, folder: Path, *command: str) -> str:
+    """What the library's C twin prints of its test vectors, built in one call of a compiler; PARITY is its last word.
+
+    `command` is the compiler and its flags: ("clang", "-Ofast"). A build that fails or a run that stops is an AssertionError.
+    """
+    project = folder / "replayed"
+    if not project.exists():
+        create(library, project, "host")
+    sources = [*sorted(project.glob("policy/src/*.c")), *(project / "src" / name for name in _REPLAY_SOURCES)]
+    program = project / "replay"
+    built = subprocess.run(
+        [*command, "-std=c99", "-Ipolicy/include", "-Isrc", *sources, "-lm", "-o", program],
+        cwd=project, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    ran = subprocess.run([program], capture_output=True, text=True, check=False, timeout=120)
+    assert "\ndone\n" in ran.stdout, f"{ran.stdout[-300:]}{ran.stderr[:3000]}"  # else a sanitizer stopped it
+    return "".join(line for line in ran.stdout.splitlines(keepends=True) if line.startswith(("answer", "PARITY")))
+
+
+_REPLAY_SOURCES = ("batch.c", "console.c", "main.c", "replay.c", "vectors.c")

@@ -110,7 +110,7 @@ def compile_verb(
     if as_json:
         say_json(answer)
     else:
-        _say(answer, compiled.changes, _reason(precision, calibration))
+        _say(answer, dumps, compiled.changes, _reason(precision, calibration))
 
 
 def _stages(dump_code: str | None) -> list[str]:
@@ -158,7 +158,7 @@ def _reason(precision: str | None, calibration: Path | None) -> str:
     return "there is --calibration" if calibration else "int8 needs --calibration"
 
 
-def _say(answer: dict[str, Any], changes: tuple[Change, ...], reason: str) -> None:
+def _say(answer: dict[str, Any], dumps: dict[str, Path], changes: tuple[Change, ...], reason: str) -> None:
     say_table(
         f"{answer['source']} for {answer['target']}",
         ("pass", "what it did", "operators saved", "bytes saved"),
@@ -168,6 +168,7 @@ def _say(answer: dict[str, Any], changes: tuple[Change, ...], reason: str) -> No
         say(f"note: {note}")
     say(f"precision: {answer['precision']} ({reason})")
     say(f"parameters: {answer['parameter_bytes']:,} B, workspace: {answer['workspace_bytes']:,} B")
-    for stage, path in answer["dumped"].items():
-        say(f"{stage}: '{path}'")
+    for stage, path in dumps.items():
+        empty = "" if path.stat().st_size else ", empty: this target has portable C alone"
+        say(f"{stage}: '{path}'{empty}")
     say(f"wrote '{answer['library']}' ({answer['library_bytes']:,} B), module '{answer['module']}'")
