@@ -44,9 +44,14 @@ def demonstrate(name: str) -> list[dict[str, Any]]:
     type_in(f"micro create {project} {library} baremetal --project-option board=mps3-an547 -f")
     type_in(f"micro build {project}")
     runs = []
-    for where, command in (("host", f"run {library} --device cpu"), ("QEMU mps3-an547", f"run --device micro {project}")):
+    for where, command in (
+        ("host", f"run {library} --device cpu"),
+        ("QEMU mps3-an547", f"run --device micro {project}"),
+    ):
         run = json.loads(type_in(f"{command} --json", show=False))
-        console.print(f"PARITY {run['parity']}  ({run['vectors_right']} of {run['vectors_total']} test vectors, {where})\n")
+        console.print(
+            f"PARITY {run['parity']}  ({run['vectors_right']} of {run['vectors_total']} test vectors, {where})\n"
+        )
         runs.append({"policy": name, "where": where, **run})
     return runs
 
@@ -63,7 +68,17 @@ def type_in(command: str, show: bool = True) -> str:
 
 def show(runs: list[dict[str, Any]]) -> None:
     table = Table(title="int8; QEMU counts instructions, not time")
-    for column in ("policy", "on", "parity", "action = float's", "largest error", "instructions", "flash", "RAM", "stack"):
+    for column in (
+        "policy",
+        "on",
+        "parity",
+        "action = float's",
+        "largest error",
+        "instructions",
+        "flash",
+        "RAM",
+        "stack",
+    ):
         table.add_column(column, justify="left" if column in ("policy", "on", "parity") else "right")
     for run in runs:
         agreement, error = run["action_agreement"], run["max_abs_error"]

@@ -80,7 +80,9 @@ def main(names: tuple[str, ...], readme: bool) -> None:
     tables = "\n\n".join((device_table(rows), host_table(rows)))
     click.echo(tables)
     if readme and not names:
-        write_whole(RESULTS, (json.dumps({"machine": machine(), "rows": [asdict(r) for r in rows]}, indent=2) + "\n").encode())
+        write_whole(
+            RESULTS, (json.dumps({"machine": machine(), "rows": [asdict(r) for r in rows]}, indent=2) + "\n").encode()
+        )
         write_readme(f"{tables}\n\n{provenance()}")
 
 
@@ -129,7 +131,7 @@ def built(library: ModelLibrary, folder: Path) -> projects.Project:
 
 
 def onnxruntime_ns(name: str, library: ModelLibrary) -> tuple[float, float, float]:
-    """Median, least and greatest nanoseconds a row over batches, one row at a time on one thread, as a control loop asks."""
+    """Median, least and greatest nanoseconds a row over batches; one row at a time on one thread, like a control loop."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -163,7 +165,7 @@ def device_table(rows: list[Row]) -> str:
 
 
 def host_table(rows: list[Row]) -> str:
-    head = "| policy | precision | parity | C on the host, ns (least to greatest) | ONNX Runtime, ns (least to greatest) | ratio |"
+    head = "| policy | precision | parity | C here, ns (least to greatest) | ONNX Runtime, ns (least to greatest) | ratio |"
     lines = [
         f"| {r.policy} | {r.precision} | {r.parity_host} | {r.host_ns:,.0f} ({r.host_ns_low:,.0f} to {r.host_ns_high:,.0f}) "
         f"| {r.onnxruntime_ns:,.0f} ({r.onnxruntime_ns_low:,.0f} to {r.onnxruntime_ns_high:,.0f}) "

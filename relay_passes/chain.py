@@ -3,8 +3,8 @@
 
     inputs -> prelude -> (dense -> function)* -> dense -> head
 
-`prelude` joins, permutes, scales and clips the observations (VecNormalize, say), a `function` is an elementwise function of one tensor (an activation, in
-however many operators it is written), `head` makes the action of the last layer's output.
+`prelude` joins, permutes, scales and clips the observations (VecNormalize, say), a `function` is an elementwise function
+of one tensor (an activation, in however many operators it is written), `head` makes the action of the last layer's output.
 
 Why: quantising and lowering need a layer together with what follows it; the graph says so only indirectly.
 """
@@ -19,7 +19,7 @@ import tvm
 from tvm import relax
 from tvm.ir import Var
 
-from .dataflow import bindings, constant, op_name, shape_of, variables
+from .dataflow import bindings, constant, known, op_name, shape_of, variables
 from .evaluate import ELEMENTWISE, evaluate_expr
 
 Binding = tuple[Var, relax.Expr]
@@ -103,7 +103,7 @@ def read_chain(module: tvm.IRModule) -> Chain:
         if bias is None or not add.args[0].same_as(line[start][0]):
             raise UnsupportedGraph(f"'{total.name}' adds something computed to a dense layer; {_ONLY_CHAINS}")
         body = tuple(line[start + 2 : end]) if end < len(line) else ()
-        layers.append(Layer(constant(matmul.args[1]), bias.reshape(-1), elementwise(total, body)))
+        layers.append(Layer(known(matmul.args[1]), bias.reshape(-1), elementwise(total, body)))
         if layers[:-1] and not matmul.args[0].same_as(layers[-2].function.result):
             raise UnsupportedGraph(f"'{line[start][0].name}' reads an earlier layer; {_ONLY_CHAINS}")
     layers[0], limits = _on_observations(layers[0], main, line[: starts[0]], line[starts[0]][1].args[0])

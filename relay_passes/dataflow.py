@@ -47,6 +47,13 @@ def constant(expr: relax.Expr) -> np.ndarray | None:
     return expr.value.numpy() if isinstance(expr, GenericConst) else None
 
 
+def known(expr: relax.Expr) -> np.ndarray:
+    """The array of an expression that is a constant by the form of the graph."""
+    values = constant(expr)
+    assert values is not None, expr
+    return values
+
+
 def bindings(function: relax.Function) -> Iterator[tuple[Var, relax.Expr]]:
     """Every `var = value` of a straight-line function, in order."""
     for block in function.body.blocks:

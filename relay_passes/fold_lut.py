@@ -23,7 +23,7 @@ from tvm.ir import Var
 from tvm.relax import op
 
 from .chain import Binding, elementwise
-from .dataflow import bindings, constant, dtype_of, op_name, rewrite_main, shape_of
+from .dataflow import bindings, dtype_of, known, op_name, rewrite_main, shape_of
 
 TABLE_MAX = 32767
 
@@ -63,8 +63,8 @@ def _interpolated(run: list[Binding]) -> dict[Var, relax.Expr]:
     values = _of_codes(dequantize, source, body)(256.0 * np.arange(-128.0, 129.0))
     entry = max(float(np.abs(values).max()) / TABLE_MAX, 1e-12)
     table = np.rint(values / entry).astype(np.int16)
-    scale = entry * constant(multiply.args[1]).astype(np.float64)
-    offset = np.rint(constant(add.args[1]) / scale).astype(np.int32)
+    scale = entry * known(multiply.args[1]).astype(np.float64)
+    offset = np.rint(known(add.args[1]) / scale).astype(np.int32)
     codes = dequantize.args[0]
     ty = relax.TensorType(shape_of(codes), "int32")
     return {
@@ -81,5 +81,5 @@ def _of_codes(dequantize: relax.Expr, source: Var, body: list[Binding]) -> Calla
 
 
 def _scale_of(value: relax.Expr) -> tuple[float, float]:
-    scale, zero = (constant(arg) for arg in value.args[1:3])
+    scale, zero = (known(arg) for arg in value.args[1:3])
     return float(scale), float(zero)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read what follows the last dense layer: a decision, or numbers.
 
-    argmax(x, axis=1)                                    Decision(runs=(n,))
-    concat(argmax(slice(x)), ...)                        Decision(runs=(n1, n2, ...))
-    greater(x, 0)                                        Decision(runs=(n,), positive=True)
-    minimum(maximum(f(x) * scale + offset, low), high)   Continuous(f, scale, offset, low, high), any of them absent
+argmax(x, axis=1)                                    Decision(runs=(n,))
+concat(argmax(slice(x)), ...)                        Decision(runs=(n1, n2, ...))
+greater(x, 0)                                        Decision(runs=(n,), positive=True)
+minimum(maximum(f(x) * scale + offset, low), high)   Continuous(f, scale, offset, low, high), any of them absent
 """
 
 from __future__ import annotations

@@ -24,11 +24,11 @@ from tvm.ir import StringImm, Var
 from tvm.relax import op
 
 from .chain import Binding, Function, UnsupportedGraph, read_chain
-from .dataflow import bindings, constant, op_name, rewrite_main
+from .dataflow import bindings, known, op_name, rewrite_main
 from .head import Decision, read_decision, read_head, split_bounds
 
 FLOAT_FUNCTIONS = {(): "identity", ("nn.relu",): "relu", ("tanh",): "tanh", ("sigmoid",): "sigmoid"}
-NONE = np.zeros(0, np.float32)
+NONE: np.ndarray = np.zeros(0, np.float32)
 F32_MAX = float(np.finfo(np.float32).max)  # no bound, for an observation that is finite
 
 
@@ -62,7 +62,7 @@ def _integer_kernels(line: Sequence[Binding], starts: list[int]) -> dict[Var, re
     for start, end in zip(starts, [*starts[1:], len(line)], strict=True):
         matmul, add = line[start][1], line[start + 1][1]
         tail = line[start + 2 : end]
-        weight, bias = constant(matmul.args[1]).T, constant(add.args[1])
+        weight, bias = known(matmul.args[1]).T, known(add.args[1])
         if weight.dtype == np.int32:  # a wide first layer's: matmul wants codes and weights of one type
             weight = weight.astype(np.int16)
         n = len(bias)
@@ -76,8 +76,8 @@ def _integer_kernels(line: Sequence[Binding], starts: list[int]) -> dict[Var, re
 def _codes(tail: Sequence[Binding]) -> list[Any]:
     """multiplier, shift, zero point, low, high and table of a layer's codes."""
     name, (_, *how) = call_name(tail[0][1]), call_arguments(tail[0][1])
-    multiplier = constant(how.pop(0)) if name == "tinyrl.requantize" else NONE.astype(np.int32)
-    table = constant(call_arguments(tail[1][1])[1]) if len(tail) > 1 else NONE.astype(np.int8)
+    multiplier = known(how.pop(0)) if name == "tinyrl.requantize" else NONE.astype(np.int32)
+    table = known(call_arguments(tail[1][1])[1]) if len(tail) > 1 else NONE.astype(np.int8)
     return [multiplier, *how, table]
 
 
@@ -87,15 +87,15 @@ def _integer_head(x: Var, weight: np.ndarray, bias: np.ndarray, tail: Sequence[B
     if decision is not None:
         return _decision(x, weight, bias, decision)
     steps, low, high = split_bounds(tail, n)
-    scale = constant(steps[-1][1].args[1])
+    scale = known(steps[-1][1].args[1])
     bounds = [_bound(low), _bound(high)]
     if len(steps) == 2:  # astype, multiply
         return _call("tinyrl.head_scale", n, "float32", x, weight, bias, scale, *bounds)
     requantize, interpolate, add = (value for _, value in steps[:3])
     _, multiplier, shift, *_ = call_arguments(requantize)
-    table = constant(call_arguments(interpolate)[1])
-    offset = constant(add.args[1])
-    arrays = (constant(multiplier), shift, table, offset, scale)
+    table = known(call_arguments(interpolate)[1])
+    offset = known(add.args[1])
+    arrays = (known(multiplier), shift, table, offset, scale)
     return _call("tinyrl.head_table", n, "float32", x, weight, bias, *arrays, *bounds)
 
 
@@ -104,7 +104,13 @@ def _float_kernels(module: tvm.IRModule, line: Sequence[Binding], starts: list[i
     kernels: dict[Var, relax.Expr] = {}
     x: relax.Expr = _joined(chain.inputs)
     if np.isfinite(chain.limits).any():
-        x = _call("tinyrl.clamp", chain.limits[0].size, "float32", x, *(_bound(np.clip(v, -F32_MAX, F32_MAX)) for v in chain.limits))
+        x = _call(
+            "tinyrl.clamp",
+            chain.limits[0].size,
+            "float32",
+            x,
+            *(_bound(np.clip(v, -F32_MAX, F32_MAX)) for v in chain.limits),
+        )
     for layer in chain.layers[:-1]:
         name = _float_function(layer.function)
         arrays = (np.ascontiguousarray(layer.weight.T), layer.bias)
@@ -152,5 +158,3 @@ def _bound(values: np.ndarray | None) -> np.ndarray:
 def _call(name: str, n: int, dtype: str, *args: Any) -> relax.Expr:
     exprs = [relax.const(np.ascontiguousarray(arg)) if isinstance(arg, np.ndarray) else arg for arg in args]
     return op.call_dps_packed(name, exprs, out_ty=relax.TensorType((1, n), dtype))
-
-

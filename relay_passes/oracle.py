@@ -17,13 +17,15 @@ from .evaluate import evaluate
 
 def answers(module: tvm.IRModule, *rows: np.ndarray) -> np.ndarray:
     """The actions (n_rows, n_actions) for observations, one array (n_rows, ...) an input; bit for bit the device's."""
-    return evaluate(module, *rows, calls=LAW, dtype=np.float32)
+    action = evaluate(module, *rows, calls=LAW, dtype=np.float32)
+    assert isinstance(action, np.ndarray)  # PruneCritic leaves one output
+    return action
 
 
 def _quantize(obs: np.ndarray, inverse: np.ndarray, zero_point: np.ndarray, low: int, high: int) -> np.ndarray:
-    bits = 8 if high <= 127 else 16
-    codes = fixedpoint.quantize_observation(obs, inverse, zero_point, bits=bits)
-    return np.clip(codes, low, high).astype(np.int8 if bits == 8 else np.int32)
+    narrow = high <= 127
+    codes = fixedpoint.quantize_observation(obs, inverse, zero_point, bits=8 if narrow else 16)
+    return np.clip(codes, low, high).astype(np.int8 if narrow else np.int32)
 
 
 def _requantize(

@@ -39,7 +39,7 @@ from .head import Continuous, Decision, read_head
 
 # Above this many observations 16-lane dot products of int8 beat 4-lane ones of int32.
 WIDE_OBSERVATIONS = 8
-# A 14-bit code reaches four times the calibrated range at an eighth of a thousandth of it.
+# 13 bits for the calibrated range, and a code reaches four times as far.
 WIDE_CODE, WIDE_LIMIT = 4095, 16383
 # The narrowing instruction shifts by an immediate of at most 16.
 MAX_SHIFT = 16
@@ -136,7 +136,9 @@ class _Writer:
 
     def observations(self, params: list[Var]) -> Var:
         """All inputs joined, (1, n)."""
-        flat = [self.emit(op.reshape(p, (1, int(np.prod(shape_of(p)))))) if len(shape_of(p)) != 2 else p for p in params]
+        flat = [
+            self.emit(op.reshape(p, (1, int(np.prod(shape_of(p)))))) if len(shape_of(p)) != 2 else p for p in params
+        ]
         return flat[0] if len(flat) == 1 else self.emit(op.concat(flat, axis=1))
 
     def quantized_observations(self, obs: Var) -> _Codes:
@@ -167,7 +169,9 @@ class _Writer:
         headroom = np.minimum(WIDE_LIMIT / WIDE_CODE * np.where(reach > 0, reach, 1.0), limits)
         inverse = (WIDE_LIMIT / np.where(headroom > 0, headroom, 1.0)).astype(np.float32)
         n = len(inverse)
-        codes = self.call("tinyrl.quantize", obs, inverse, np.zeros(n, np.int32), -WIDE_LIMIT, WIDE_LIMIT, dtype="int32", n=n)
+        codes = self.call(
+            "tinyrl.quantize", obs, inverse, np.zeros(n, np.int32), -WIDE_LIMIT, WIDE_LIMIT, dtype="int32", n=n
+        )
         weight = layer.weight.astype(np.float64) / inverse.astype(np.float64).reshape(-1, 1)
         # accumulators are output codes times 2^shift: as many bits as the weights and the sums leave room for
         largest_weight = np.abs(weight).max(0, initial=0.0)
@@ -175,8 +179,8 @@ class _Writer:
         output = self.output(layer.function, floor=np.maximum(largest_weight * 2 / 32767, largest_sum * 4 / INT32_MAX))
         needed = np.maximum(largest_weight / 32767, largest_sum * 2 / INT32_MAX) / output.scale
         shift = int(np.clip(np.floor(-np.log2(max(float(needed.max()), 1e-9))), 1, MAX_SHIFT))
-        exact = _Codes(codes, 1 / inverse, np.asarray(0.0))
-        accumulator = self.accumulate(exact, weight, layer.bias, output.scale / 2.0**shift, dtype="int32")
+        symmetric = _Codes(codes, 1 / inverse, np.asarray(0.0))
+        accumulator = self.accumulate(symmetric, weight, layer.bias, output.scale / 2.0**shift, dtype="int32")
         return self.answer_codes("tinyrl.shift", accumulator, (shift,), output, layer.function)
 
     def head(self, codes: _Codes, layer: Layer) -> relax.Expr:
@@ -195,7 +199,9 @@ class _Writer:
         limit = _saturation(head.function, 1.25 * float(self.seen[head.function.source].reach.max()))
         code_scale = max(limit / 32767, float(scale.max()))
         multiplier, shift = _multipliers(scale / code_scale)
-        value = self.call("tinyrl.requantize", accumulator, multiplier, shift, 0, -32768, 32767, dtype="int16", n=len(scale))
+        value = self.call(
+            "tinyrl.requantize", accumulator, multiplier, shift, 0, -32768, 32767, dtype="int16", n=len(scale)
+        )
         value = self.emit(op.dequantize(value, _scalar(code_scale), relax.const(np.int16(0)), out_dtype="float32"))
         value = self.function(value, head.function)
         value = self.emit(op.multiply(value, relax.const(head.scale.astype(np.float32))))
@@ -230,8 +236,8 @@ class _Writer:
             scale = _relu_scale(self.seen[function.result], behind)
             return _Codes(function.result, np.maximum(scale, floor), np.asarray(-128.0))
         limit = _saturation(function, float(self.seen[function.source].reach.max()))
-        scale = _table_scale(function, self.seen[function.source], limit / 127, behind)
-        return _Codes(function.result, np.asarray(max(scale, float(floor.max()))), np.asarray(0.0))
+        widest = _table_scale(function, self.seen[function.source], limit / 127, behind)
+        return _Codes(function.result, np.asarray(max(widest, float(floor.max()))), np.asarray(0.0))
 
     def answer_codes(
         self, name: str, accumulator: Var, how: tuple[Any, ...], output: _Codes, function: Function
@@ -240,11 +246,13 @@ class _Writer:
         codes = self.call(name, accumulator, *how, zero, -128, 127, dtype="int8", n=shape_of(accumulator)[1])
         if _is_relu(function) or not function.body:
             return _Codes(codes, output.scale, output.zero_point)
-        value = self.emit(op.dequantize(codes, _scalar(output.scale), relax.const(np.int8(zero)), out_dtype="float32"))
+        value = self.emit(
+            op.dequantize(codes, _scalar(float(output.scale)), relax.const(np.int8(zero)), out_dtype="float32")
+        )
         value = self.function(value, function)
-        scale, zero = _symmetric_or_not(function(np.arange(-128.0, 128.0) * output.scale))
-        codes = self.emit(op.quantize(value, _scalar(scale), relax.const(np.int8(zero)), out_dtype="int8"))
-        return _Codes(codes, np.asarray(scale), np.asarray(float(zero)))
+        step, zero = _symmetric_or_not(function(np.arange(-128.0, 128.0) * output.scale))
+        codes = self.emit(op.quantize(value, _scalar(step), relax.const(np.int8(zero)), out_dtype="int8"))
+        return _Codes(codes, np.asarray(step), np.asarray(float(zero)))
 
     def accumulate(self, codes: _Codes, weight: np.ndarray, bias: np.ndarray, scale: Any, dtype: str = "int8") -> Var:
         """weight (n_in, n_out) a code and bias, at `scale` an output -> int32 accumulators."""

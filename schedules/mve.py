@@ -71,23 +71,23 @@ def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout)
     accumulate, scale, narrow = (schedule.get_sblock(name) for name in ("accumulate", "scale", "narrow"))
     block, odd, pair, lane, chunk, k = schedule.get_loops(accumulate)
     outer = None
+    unrolled: tuple[Any, ...]
     if kernel.wide:
         schedule.reorder(block, odd, pair, chunk, k, lane)
         first, scale_at, unrolled = chunk, pair, (odd, pair, chunk, k)
         schedule.vectorize(lane)
     elif layout.chunks <= RESIDENT_CHUNKS:
         schedule.reorder(block, odd, pair, chunk, lane, k)
-        first, scale_at, unrolled = chunk, pair, (odd, pair, chunk, lane)
+        first, scale_at, unrolled = chunk, pair, (odd, pair, chunk)
     else:
         # one window of weights to an iteration: beyond it LLVM adds an offset before every load
         outer, inner = schedule.split(chunk, [None, _divisor(layout.chunks, STREAMED_CHUNKS)])
         schedule.reorder(block, odd, pair, outer, inner, lane, k)
-        first, scale_at, unrolled = outer, pair, (inner, lane)
+        first, scale_at, unrolled = outer, pair, (inner,)
     schedule.reverse_compute_at(scale, scale_at, preserve_unit_loops=True)
     schedule.reverse_compute_at(narrow, block, preserve_unit_loops=True)
     for loop in unrolled:
-        if loop is not lane:
-            schedule.unroll(loop)
+        schedule.unroll(loop)
     start = schedule.decompose_reduction(accumulate, first)
     if not kernel.wide:
         schedule.unroll(schedule.get_loops(start)[-1])
@@ -229,7 +229,7 @@ def _narrow16(kernel: DenseCodes) -> str:
                 codes = T.max(codes, T.broadcast(T.int8(kernel.low), 16))
             if kernel.high < 127:
                 codes = T.min(codes, T.broadcast(T.int8(kernel.high), 16))
-        return mve.gather_bytes(T.address_of(table[0]), codes) if has_table else codes
+        return codes if table is None else mve.gather_bytes(T.address_of(table[0]), codes)
 
     def function(vector: bool) -> tirx.PrimFunc:
         with IRBuilder() as builder, T.prim_func(s_tir=True):
@@ -237,7 +237,7 @@ def _narrow16(kernel: DenseCodes) -> str:
             scaled = T.arg("scaled", T.Buffer((2, 2, 4), "int32", offset_factor=1))
             table = T.arg("table", T.Buffer((256,), "int8", offset_factor=1)) if has_table else None
             out = T.arg("out", T.Buffer((4, 2, 2), "int8", offset_factor=1))
-            reads = [scaled[0:2, 0:2, 0:4], *([table[0:256]] if has_table else [])]
+            reads = [scaled[0:2, 0:2, 0:4], *([] if table is None else [table[0:256]])]
             with T.sblock("root"):
                 T.reads(*reads)
                 T.writes(out[0:4, 0:2, 0:2])
@@ -246,7 +246,7 @@ def _narrow16(kernel: DenseCodes) -> str:
                 else:
                     with T.grid(2, 2, 4) as (i, j, k), T.sblock("narrow"):
                         o, p, l = T.axis.remap("SSS", [i, j, k])
-                        if has_table:
+                        if table is not None:
                             T.reads(scaled[o, p, l], table[0:256])
                             T.writes(out[l, p, o])
                         T.buffer_store(out, kernel.narrow(scaled[o, p, l], table), [l, p, o])

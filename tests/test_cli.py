@@ -22,13 +22,14 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from onnx import helper
-from test_frontend_onnx import FIXTURES, HIDDEN, VALUE, saved, small_model
+from test_frontend_onnx import FIXTURES, HIDDEN, SUPPORTED, VALUE, saved, small_model
 from test_project import cartpole as hand_written_cartpole
 from test_project import everything_below, only_on_path
 
 from tinyrl_tvm import __version__, pipeline
 from tinyrl_tvm import project as projects
 from tinyrl_tvm.cli import cli
+from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.library import ModelLibrary
 
 POLICIES = Path(__file__).parent.parent / "benchmarks" / "policies"
@@ -440,12 +441,17 @@ MODELS = {
         "'policy.onnx' keeps weights in '../secrets.data', which is outside the model's own folder; "
         "export it again into one folder",
     ),
-    "unsupported operator": (
+    "an operator that cannot be compiled": (
         lambda: saved(
-            small_model("float[1,4] action", "[blur] e = Erf(obs) h = MatMul(e, w_hidden) action = MatMul(h, w_wide)"),
-            Path(),
+            small_model("float[1,3] action", '["/lstm/LSTM"] action = LSTM(obs, w_hidden, w_hidden)'), Path()
         ),
-        None,
+        f"LSTM at node '/lstm/LSTM' of 'policy.onnx' cannot be compiled; supported: {SUPPORTED}",
+    ),
+    "no chain of layers": (
+        lambda: saved(
+            small_model("float[1,4] action", "e = Erf(obs) h = MatMul(e, w_hidden) action = MatMul(h, w_wide)"), Path()
+        ),
+        "'policy.onnx': the observation goes through erf before the first layer, which is not affine",
     ),
     "sampling": (
         lambda: FIXTURES / "sac_sampling_legacy.onnx",
@@ -785,6 +791,25 @@ def test_an_interrupted_compile_ends_with_130_and_writes_nothing(tmp_path: Path)
     assert stderr.splitlines()[-1] == "stopped"
     assert "Traceback" not in stderr
     assert not everything_below(tmp_path)
+
+
+@pytest.mark.parametrize("instead", [RuntimeError, ImportError, TinyrlError])
+def test_an_interrupt_that_a_library_turned_into_an_error_is_still_one(
+    instead: type[Exception], p1: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TVM and ONNX Runtime do so when the signal comes while they call back into Python."""
+
+    def interrupted(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.sigtimedwait([], 10)
+        except KeyboardInterrupt:
+            raise instead from None
+
+    monkeypatch.setattr(projects, "build", interrupted)
+    result = tinyrl("micro", "build", p1 / "firmware")
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "stopped\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_interrupted_build_ends_with_130(p1: Path, monkeypatch: pytest.MonkeyPatch) -> None:

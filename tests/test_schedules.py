@@ -144,7 +144,9 @@ def ties(shift: int, multiplier: np.ndarray, rng: np.random.Generator) -> np.nda
     return np.clip(bias, -LARGEST + 2**20, LARGEST - 2**20).astype(np.int32)
 
 
-def adversarial(shift: int, zero_point: int, low: int, high: int, *, n_in: int, n_out: int, table: bool) -> k.DenseCodes:
+def adversarial(
+    shift: int, zero_point: int, low: int, high: int, *, n_in: int, n_out: int, table: bool
+) -> k.DenseCodes:
     rng = np.random.default_rng([shift, zero_point + 128, n_in, n_out])
     multiplier = np.resize(np.array(MULTIPLIERS, np.int64), n_out)
     bias = ties(shift, multiplier, rng)
@@ -154,7 +156,14 @@ def adversarial(shift: int, zero_point: int, low: int, high: int, *, n_in: int, 
     weight[: n_out // 4] = rng.integers(-127, 128, (n_out // 4, n_in))  # a quarter are dot products like any other
     codes = rng.permutation(256).astype(np.int16) - 128
     return k.DenseCodes(
-        weight, bias, multiplier.astype(np.int32), shift, zero_point, low, high, codes.astype(np.int8) if table else None
+        weight,
+        bias,
+        multiplier.astype(np.int32),
+        shift,
+        zero_point,
+        low,
+        high,
+        codes.astype(np.int8) if table else None,
     )
 
 
@@ -225,9 +234,7 @@ def test_a_wide_layer_shifts_by_the_law(n_in: int, tmp_path: Path) -> None:
     has_table = n_in % 2 == 0
     zero_point, low = [(-128, -128), (0, -128), (0, 0)][n_in % 3]
     table = (rng.permutation(256) - 128).astype(np.int8) if has_table else None
-    layer = k.DenseCodes(
-        weight.astype(np.int16), bias.astype(np.int32), None, shift, zero_point, low, 127, table
-    )
+    layer = k.DenseCodes(weight.astype(np.int16), bias.astype(np.int32), None, shift, zero_point, low, 127, table)
     agrees_everywhere(library_of([quantize, layer, shown(n_out)], rows), tmp_path)
 
 
@@ -339,7 +346,12 @@ def test_a_squashed_head_interpolates_by_the_law(shift: int, tmp_path: Path) -> 
     scale = rng.uniform(-1e-3, 1e-3, n_out).astype(np.float32)
     bounds = np.array([[-700.0], [600.0]], np.float32).repeat(n_out, 1)
     kind = k.ThroughTable(
-        multiplier.astype(np.int32), shift, table.astype(np.int16), offset, scale, *(bounds if shift % 2 else (None, None))
+        multiplier.astype(np.int32),
+        shift,
+        table.astype(np.int16),
+        offset,
+        scale,
+        *(bounds if shift % 2 else (None, None)),
     )
     agrees_everywhere(library_of([codes_of(17), head_of(kind, bias, 17)], walk(17)), tmp_path)
 

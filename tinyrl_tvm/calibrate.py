@@ -40,7 +40,9 @@ def read_observations(path: Path | None, policy: Policy) -> Observations:
     n_obs = sum(spec.length for spec in policy.inputs)
     rng = np.random.default_rng(SEED)
     if path is None:
-        return Observations(None, rng.normal(size=(DEFAULT_VECTORS, n_obs)).astype(np.float32), "random numbers, seed 0")
+        return Observations(
+            None, rng.normal(size=(DEFAULT_VECTORS, n_obs)).astype(np.float32), "random numbers, seed 0"
+        )
     arrays = _read(Path(path))
     calibration = _rows(_calibration(arrays, path, policy.inputs), f"calibration in '{path}'", n_obs, policy)
     if "observations" in arrays and len(arrays) > 1:
@@ -63,7 +65,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise TinyrlError(f"no calibration file at '{path}'; give rollout observations as .npz, .npy or .csv")
     if path.stat().st_size > MAX_BYTES:
-        raise TinyrlError(f"'{path}' has {path.stat().st_size:,} bytes, over {MAX_BYTES:,}; a few thousand rows will do")
+        raise TinyrlError(
+            f"'{path}' has {path.stat().st_size:,} bytes, over {MAX_BYTES:,}; a few thousand rows will do"
+        )
     readers = {".npz": _read_npz, ".npy": _read_npy, ".csv": _read_csv}
     if path.suffix.lower() not in readers:
         raise TinyrlError(f"cannot read calibration from '{path.name}'; have: {', '.join(readers)}")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from schedules import Kernel
     from tvm import IRModule
+
+    from schedules import Kernel
 
 
 def kernels_of(module: IRModule) -> tuple[Kernel, ...]:

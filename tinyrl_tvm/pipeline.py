@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole compile on one page: a policy file becomes a model library.
 
-    load -> passes on the float graph -> passes to int8 -> lower -> place kernels for a core -> print -> archive
+load -> passes on the float graph -> passes to int8 -> lower -> place kernels for a core -> print -> archive
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tinyrl_tvm.targets import Target, target_named
 
 if TYPE_CHECKING:
     import numpy as np
-    from relay_passes.report import Change
-    from schedules import Kernel
     from tvm import IRModule
     from tvm.transform import Pass
 
+    from relay_passes.report import Change
+    from schedules import Kernel
     from tinyrl_tvm.emit.program import Program
     from tinyrl_tvm.reference import Expectations
 
@@ -78,7 +78,7 @@ def compile_policy(
     calibration: Path | None = None,
     output: str | None = None,
     module_name: str | None = None,
-    budget: Budget = Budget(),  # noqa: B008 - frozen
+    budget: Budget = Budget(),
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Compiled:
     """Compile the policy in `path`. `precision` is int8 when there is `calibration`, else float32. Raises TinyrlError."""
@@ -90,7 +90,6 @@ def compile_policy(
     # these load TVM, which takes a second that `--help` and a bad option need not wait for
     from relay_passes import LowerDense
     from relay_passes.chain import UnsupportedGraph
-
     from tinyrl_tvm.emit.archive import archive
     from tinyrl_tvm.kernels import kernels_of
     from tinyrl_tvm.reference import expectations
@@ -184,7 +183,6 @@ def _program(
     policy: Policy, kernels: tuple[Kernel, ...], core: Target, precision: str, name: str, expected: Expectations
 ) -> Program:
     from schedules import place
-
     from tinyrl_tvm.emit.program import Program
 
     action = TensorSpec(policy.action.name, (expected.actions.shape[1],), str(expected.actions.dtype))

@@ -4,8 +4,8 @@
 int8      the oracle's answers, bit for bit
 float32   the graph's answers in float64, within a bound on what float32 sums may lose
 
-    bound of a dense layer   |error_out| <= |error_in| @ |W| + g * (|x| @ |W| + |b|)    g = (n + 2) u / (1 - (n + 2) u), u = 2^-24
-    bound of a function      |error_out| <= |error_in| + 1e-6    for relu, tanh, sigmoid: none is steeper than 1
+    dense layer   |error_out| <= |error_in| @ |W| + g * (|x| @ |W| + |b|)    g = (n + 2) u / (1 - (n + 2) u), u = 2^-24
+    function      |error_out| <= |error_in| + 1e-6                          relu, tanh, sigmoid: none is steeper than 1
 
 g bounds any order of summation, fused or not, so the same bound holds on every target and under every compiler flag.
 Source: N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, section 3.1.
@@ -21,8 +21,9 @@ import numpy as np
 from tinyrl_tvm.errors import TinyrlError
 
 if TYPE_CHECKING:
-    from relay_passes.chain import Chain
     from tvm import IRModule
+
+    from relay_passes.chain import Chain
 
 UNIT_ROUNDOFF = 2.0**-24
 FUNCTION_ERROR = 1e-6  # our float32 tanh and sigmoid; measured 3.5e-7
@@ -71,15 +72,16 @@ def _float_expectations(graph: IRModule, inputs: list[np.ndarray], exact: np.nda
             "is the policy trained? give rollout observations with --calibration"
         )
     dropped = len(exact) - len(kept)
-    notes = (f"{dropped} test vectors left out: their two best actions are nearer than float32 can tell",) if dropped else ()
-    return Expectations(kept, exact[kept], exact[kept], 0.0, notes)
+    note = f"{dropped} test vectors left out: their two best actions are nearer than float32 can tell"
+    return Expectations(kept, exact[kept], exact[kept], 0.0, (note,) if dropped else ())
 
 
 def _bounded(chain: Chain, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The last dense layer's outputs (n, n_out) in float64, and how far float32 may be from them."""
     error = np.zeros_like(x)
     for layer in chain.layers:
-        weight, bias = layer.weight.astype(np.float64), layer.bias.astype(np.float64)
+        weight: np.ndarray = layer.weight.astype(np.float64)
+        bias: np.ndarray = layer.bias.astype(np.float64)
         n = (len(weight) + 2) * UNIT_ROUNDOFF
         error = error @ np.abs(weight) + n / (1 - n) * (np.abs(x) @ np.abs(weight) + np.abs(bias))
         x = x @ weight + bias

@@ -10,6 +10,10 @@ Why the verbs import inside their functions: `--help` answers at once, without n
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import click
@@ -29,14 +33,37 @@ class Verbs(click.Group):
     """What the user can mend is one sentence; anything else keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except TinyrlError as error:
-            tell(str(error))
-            ctx.exit(1)
-        except KeyboardInterrupt:
-            tell("stopped")
-            ctx.exit(STOPPED)
+        with _interrupts_noticed() as interrupts:
+            try:
+                return super().invoke(ctx)
+            except BaseException as error:
+                if interrupts or isinstance(error, KeyboardInterrupt):
+                    tell("stopped")
+                    ctx.exit(STOPPED)
+                if isinstance(error, TinyrlError):
+                    tell(str(error))
+                    ctx.exit(1)
+                raise
+
+
+@contextlib.contextmanager
+def _interrupts_noticed() -> Iterator[list[int]]:
+    """The list has an entry once Ctrl-C was pressed. TVM and ONNX Runtime turn a KeyboardInterrupt that comes while they
+    call back into Python into errors of their own, which would look like bugs of ours."""
+    interrupts: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored by whoever started us: so be it
+        yield interrupts
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

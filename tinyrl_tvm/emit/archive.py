@@ -24,7 +24,8 @@ def archive(program: Program, graph: str, vectors: dict[str, np.ndarray], facts:
     files[f"src/{program.name}.relax"] = graph.encode()
     files[f"parameters/{program.name}.params"] = _parameters(program)
     files["test/vectors.npz"] = _npz(vectors)
-    files["metadata.json"] = json.dumps(_metadata(program, facts | {"test_vectors": len(vectors["observations"])}), indent=2).encode()
+    metadata = _metadata(program, facts | {"test_vectors": len(vectors["observations"])})
+    files["metadata.json"] = json.dumps(metadata, indent=2).encode()
     return ModelLibrary(files)
 
 
@@ -62,7 +63,8 @@ def _metadata(program: Program, facts: dict[str, Any]) -> dict[str, Any]:
     inputs_io = {
         name: {"size": 4 * spec.length, "dtype": "float32"} for name, spec in zip(inputs, program.inputs, strict=True)
     }
-    action_io = {action: {"size": ITEM_BYTES[program.action.dtype] * program.action.length, "dtype": program.action.dtype}}
+    size = ITEM_BYTES[program.action.dtype] * program.action.length
+    action_io = {action: {"size": size, "dtype": program.action.dtype}}
     device = 1  # kDLCPU
     module = {
         "model_name": program.name,
@@ -82,7 +84,7 @@ def _metadata(program: Program, facts: dict[str, Any]) -> dict[str, Any]:
                         "device": device,
                         "workspace_size_bytes": workspace_bytes,
                         "constants_size_bytes": program.parameter_bytes,
-                        "io_size_bytes": sum(entry["size"] for entry in (inputs_io | action_io).values()),
+                        "io_size_bytes": 4 * (program.n_observations + program.action.length),
                         "inputs": inputs_io,
                         "outputs": action_io,
                     }

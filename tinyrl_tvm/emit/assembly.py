@@ -26,11 +26,11 @@ def function_text(listing: str, name: str) -> str:
         if not statement or _DROPPED.match(statement) or _DEBUG_LABEL.match(statement):
             continue
         assert not statement.startswith(".") or statement.endswith(":") or _KEPT.match(statement), statement
-        line = line.split("@")[0].rstrip()
+        text = line.split("@")[0].rstrip()
         # LLVM numbers its labels within a listing; several listings share a file here
-        line = re.sub(r"\.L(BB|CPI|JTI)(\d+)_", rf".L{name}_\1\2_", line)
+        text = re.sub(r"\.L(BB|CPI|JTI)(\d+)_", rf".L{name}_\1\2_", text)
         # the two assemblers share only the signed spelling of the multiply by a scalar; the low half has no sign
-        body.append(re.sub(r"\bvmla\.i(8|16|32)\b", r"vmla.s\1", line))
+        body.append(re.sub(r"\bvmla\.i(8|16|32)\b", r"vmla.s\1", text))
     header = [
         f'\t.section\t.text.{name},"ax",%progbits',
         f"\t.globl\t{name}",
