@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import relax
 from tvm.ir import Var
 
@@ -28,6 +29,7 @@ Binding = tuple[Var, relax.Expr]
 _WITH_ATTRIBUTES = ("clip", "nn.leakyrelu", "nn.softplus", "nn.selu", "astype")
 
 
+@tvm_ffi.register_error  # or it would leave a pass as a RuntimeError
 class UnsupportedGraph(ValueError):
     """The policy is no chain of dense layers; the message names the operator that breaks it."""
 

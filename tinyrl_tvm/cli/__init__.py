@@ -48,8 +48,8 @@ class Verbs(click.Group):
 
 @contextlib.contextmanager
 def _interrupts_noticed() -> Iterator[list[int]]:
-    """The list has an entry once Ctrl-C was pressed. TVM and ONNX Runtime turn a KeyboardInterrupt that comes while they
-    call back into Python into errors of their own, which would look like bugs of ours."""
+    """The list has an entry once Ctrl-C was pressed. TVM and ONNX Runtime turn a KeyboardInterrupt that comes while
+    they call back into Python into errors of their own, which would look like bugs of ours."""
     interrupts: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
