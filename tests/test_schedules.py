@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from policies import replay
+from policies import SANITIZERS, replay
 
 from relay_passes import fixedpoint
 from schedules import Kernel, place
@@ -98,19 +98,14 @@ def library_of(kernels: Sequence[Kernel], observations: np.ndarray, target: str 
 
 
 def agrees_everywhere(library: ModelLibrary, folder: Path) -> None:
-    """On QEMU, as C here, and as C here with every overrun and every undefined step fatal."""
+    """As assembly on QEMU; and as C here, where an overrun or an undefined step is fatal."""
     project = create(library, folder / "project", "baremetal")
     build(project)
-    expected = library.vectors()["expected"]
-    for measured in (qemu.run(project), host.run(library)):
-        np.testing.assert_array_equal(measured.actions, expected, err_msg=measured.device)
-        assert measured.parity == "PASS"
-        assert not measured.statuses.any()
-    sanitized = replay(library, folder, "gcc", "-O1", "-g", *SANITIZERS)
-    assert "PARITY PASS" in sanitized
-
-
-SANITIZERS = ("-fsanitize=undefined,address,float-cast-overflow,float-divide-by-zero", "-fno-sanitize-recover=all")
+    measured = qemu.run(project)
+    np.testing.assert_array_equal(measured.actions, library.vectors()["expected"])
+    assert measured.parity == "PASS"
+    assert not measured.statuses.any()
+    assert "PARITY PASS" in replay(library, folder, "gcc", "-O1", *SANITIZERS)
 
 
 def walk(n_in: int, seed: int = 0) -> np.ndarray:
@@ -220,7 +215,7 @@ def test_the_cases_above_tell_the_roundings_apart() -> None:
 # ---- a wide first layer: 14-bit codes, 16-bit weights, no multiplier ----
 
 
-@pytest.mark.parametrize("n_in", range(1, 9))
+@pytest.mark.parametrize("n_in", [1, 2, 3, 5, 8])
 def test_a_wide_layer_shifts_by_the_law(n_in: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(n_in)
     n_out, shift = 16 * n_in - 3, 2 * n_in
@@ -246,8 +241,9 @@ EDGES += [np.nextafter(np.float32(1.5), np.float32(2)), 1000.4, 1048575.9, 1e9, 
 EDGE_ROWS = np.array([*EDGES, *(-np.array(EDGES))], np.float32)
 
 
-@pytest.mark.parametrize("zero_point", [None, 1, -128], ids=["symmetric", "shifted", "lowest"])
-@pytest.mark.parametrize("n", [1, 3, 4, 15, 17, 32])
+@pytest.mark.parametrize(
+    ("n", "zero_point"), [(1, None), (3, 1), (4, -128), (4, None), (15, -300), (17, 1), (32, None)]
+)
 def test_observations_round_away_from_zero_and_saturate(n: int, zero_point: int | None, tmp_path: Path) -> None:
     rng = np.random.default_rng(n)
     scale = np.exp2(rng.integers(-6, 7, n)).astype(np.float32)  # powers of two keep the edges ties
@@ -269,6 +265,7 @@ def test_wide_codes_saturate_at_their_limit(tmp_path: Path) -> None:
     layer = k.DenseCodes(np.ones((3, 1), np.int16), offsets, None, 1, 0, -128, 127, None)
     finest = k.DenseCodes(np.full((3, 1), 2, np.int16), 2 * offsets, None, 1, 0, -128, 127, None)
     agrees_everywhere(library_of([quantize, layer, shown(3)], rows), tmp_path)
+    (tmp_path / "finest").mkdir()
     agrees_everywhere(library_of([quantize, finest, shown(3)], rows), tmp_path / "finest")
 
 
@@ -307,7 +304,7 @@ def test_a_head_of_any_length_answers_by_the_law(n_out: int, tmp_path: Path) -> 
     agrees_everywhere(library_of([codes_of(n_in), head_of(kind, bias, n_in)], walk(n_in)), tmp_path)
 
 
-@pytest.mark.parametrize("runs", [(2,), (8,), (9,), (20,), (1, 1), (3, 2, 4), (1, 5, 1, 2), (7, 13)], ids=str)
+@pytest.mark.parametrize("runs", [(1,), (2,), (20,), (1, 1), (3, 2, 4), (1, 5, 1, 2), (7, 13)], ids=str)
 def test_arg_max_takes_the_first_of_equals(runs: tuple[int, ...], tmp_path: Path) -> None:
     n_out = sum(runs)
     rng = np.random.default_rng(n_out)
@@ -398,7 +395,7 @@ def test_integers_do_not_depend_on_compiler_flags(exercised, compiler: str, flag
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_no_step_is_undefined_and_no_read_outside(exercised, compiler: str, tmp_path: Path) -> None:
-    flags = ("-O1", "-g", *SANITIZERS)
+    flags = ("-O1", *SANITIZERS)
     assert "PARITY PASS (64 of 64)" in replay(exercised, tmp_path, compiler, *flags)
 
 

@@ -9,6 +9,7 @@ Rows are (n, n_obs) float32, the inputs of the policy joined in their order; (n,
 
 from __future__ import annotations
 
+import math
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -74,8 +75,13 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         return readers[path.suffix.lower()](path)
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TinyrlError(f"'{path}' is not a {path.suffix.lower()} of numbers: {reason}") from None
+        raise TinyrlError(f"'{path}' is not a {path.suffix.lower()} of numbers: {why_not_numbers(error)}") from None
+
+
+def why_not_numbers(error: Exception) -> str:
+    """numpy's reason in a line; its advice to unpickle a file one trusts is not passed on."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return "it holds pickled Python objects, which are not read" if "allow_pickle" in str(error) else reason
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -111,11 +117,13 @@ def _calibration(arrays: Mapping[str, np.ndarray], path: Path, inputs: tuple[Ten
     names = [spec.name for spec in inputs]
     if "calibration" in arrays:
         return arrays["calibration"]
+    if len(names) == 1 and names[0] in arrays:
+        return arrays[names[0]]
     if all(name in arrays for name in names):
-        columns = [arrays[name] for name in names]
-        if len({len(np.atleast_1d(column)) for column in columns}) != 1:
+        columns = [np.atleast_1d(arrays[name]) for name in names]
+        if len({len(column) for column in columns}) != 1:
             raise TinyrlError(f"'{path}' has different numbers of rows for {', '.join(names)}; give as many of each")
-        return np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)
+        return np.concatenate([column.reshape(len(column), math.prod(column.shape[1:])) for column in columns], axis=1)
     others = [name for name in arrays if name != "observations"] or list(arrays)
     if len(others) == 1:
         return arrays[others[0]]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinyrl_tvm.calibrate import why_not_numbers
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.project import Interface
 
@@ -25,7 +26,7 @@ def read_observations(path: Path, interface: Interface) -> np.ndarray:
     except FileNotFoundError:
         raise TinyrlError(f"no observations at '{path}'") from None
     except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise TinyrlError(f"'{path}' is not a .npz of numbers: {error}") from None
+        raise TinyrlError(f"'{path}' is not a .npz of numbers: {why_not_numbers(error)}") from None
     return joined(interface, arrays)
 
 

@@ -44,8 +44,13 @@ class Program:
 
     @property
     def names(self) -> list[str]:
-        """C names of the inputs and, last, of the action: unique together, for the header puts them side by side."""
-        return c_names([*(spec.name for spec in self.inputs), self.action.name])
+        """C names of the inputs and, last, of the action: unique together, for the header puts them side by side.
+
+        torch's exporter calls a tensor `56` where it was not told better; in C it is the obs or the action then.
+        """
+        inputs = [_worded(spec.name, "obs") for spec in self.inputs]
+        action, *inputs = c_names([_worded(self.action.name, "action"), *inputs])
+        return [*inputs, action]
 
     @property
     def gathers(self) -> bool:
@@ -75,6 +80,10 @@ class Program:
     @property
     def parameter_bytes(self) -> int:
         return sum(p.values.nbytes for placed in self.kernels for p in placed.parameters)
+
+
+def _worded(name: str, otherwise: str) -> str:
+    return name if any(character.isalpha() for character in name) else otherwise
 
 
 def _function(placed: PlacedKernel) -> str:
