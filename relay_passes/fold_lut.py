@@ -24,8 +24,10 @@ from tvm.relax import op
 
 from .chain import Binding, elementwise
 from .dataflow import bindings, dtype_of, known, op_name, rewrite_main, shape_of
+from .head import split_bounds
 
 TABLE_MAX = 32767
+OFFSET_MAX = 2**30
 
 
 @tvm.transform.module_pass(opt_level=0, name="FoldLut")
@@ -41,9 +43,9 @@ class FoldLut:
             if dtype_of(value.args[0]) == "int8":
                 end = next(i for i in range(start, len(line)) if op_name(line[i][1]) == "quantize")
                 replaced[line[end][0]] = _lookup(line[start : end + 1])
-            else:
-                end = next(i for i in range(start, len(line)) if op_name(line[i][1]) == "add")
-                replaced |= _interpolated(line[start : end + 1])
+            else:  # the function may itself end in a sum; the head's product and sum are the last before its bounds
+                run, _, _ = split_bounds(line[start:], shape_of(value)[1])
+                replaced |= _interpolated(run)
         return rewrite_main(module, lambda var, _: replaced.get(var))
 
 
@@ -63,8 +65,12 @@ def _interpolated(run: list[Binding]) -> dict[Var, relax.Expr]:
     values = _of_codes(dequantize, source, body)(256.0 * np.arange(-128.0, 129.0))
     entry = max(float(np.abs(values).max()) / TABLE_MAX, 1e-12)
     table = np.rint(values / entry).astype(np.int16)
+    addend = known(add.args[1]).astype(np.float64)
     scale = entry * known(multiply.args[1]).astype(np.float64)
-    offset = np.rint(known(add.args[1]) / scale).astype(np.int32)
+    # the sum is one of int32: an action that moves little beside its offset, or not at all, moves in coarser steps
+    coarsest = np.abs(addend) / OFFSET_MAX
+    scale = np.where(np.abs(scale) < coarsest, np.copysign(coarsest, scale), scale)
+    offset = np.rint(addend / np.where(scale == 0, 1.0, scale)).astype(np.int32)
     codes = dequantize.args[0]
     ty = relax.TensorType(shape_of(codes), "int32")
     return {

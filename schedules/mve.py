@@ -17,7 +17,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from schedules import mve_intrinsics as mve
-from schedules.kernels import Clamp, DenseCodes, DenseFloat, DenseHead, Layout, Quantize
+from schedules.kernels import ArgMax, Clamp, DenseCodes, DenseFloat, DenseHead, Layout, Quantize
 
 # A vector load reaches 508 bytes before and behind its pointer, so one pointer covers a window of 1,024 bytes.
 REACH_BYTES = 508
@@ -110,8 +110,8 @@ def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout) -
         start = schedule.decompose_reduction(accumulate, outer)
         schedule.unroll(schedule.get_loops(start)[-1])
         schedule.tensorize(lane if layout.lanes > 1 else k, _dots(layout.lanes, fenced=layout.chunks > RESIDENT_CHUNKS))
-    for name in ("total", "answer"):
-        if len(kernel.bias) <= HEAD_LANES and (name == "total" or kernel.n_answers == len(kernel.bias)):
+    for name in ("total",) if isinstance(kernel.answer, ArgMax) else ("total", "answer"):
+        if len(kernel.bias) <= HEAD_LANES:
             schedule.unroll(schedule.get_loops(schedule.get_sblock(name))[-1])
 
 

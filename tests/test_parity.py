@@ -103,7 +103,7 @@ def test_int8_answers_by_the_oracle_bit_for_bit(name: str, tmp_path: Path) -> No
     np.testing.assert_array_equal(measured.actions, expected)
     assert measured.parity == "PASS"
     assert measured.vectors is not None and measured.vectors.right == 64
-    assert "PARITY PASS (64 of 64)" in replay(library, tmp_path, "gcc", "-O1", *SANITIZERS)
+    assert "PARITY PASS" in replay(library, tmp_path, "gcc", "-O1", *SANITIZERS)
 
 
 @pytest.mark.parametrize("name", FLOATS)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from relay_passes.chain import Chain
 
 UNIT_ROUNDOFF = 2.0**-24
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 FUNCTION_ERROR = 1e-6  # our float32 tanh and sigmoid; measured 3.5e-7
 
 
@@ -106,7 +107,9 @@ def _margin(outputs: np.ndarray, head: object) -> np.ndarray:
 
 
 def _rows(actions: np.ndarray | tuple[np.ndarray, ...]) -> np.ndarray:
-    """(n, n_actions) float32, or int32 for any kind of integer."""
+    """(n, n_actions) float32, or int32 for any kind of integer; what is beyond float32 becomes its end."""
     values = np.asarray(actions)
     values = values.reshape(len(values), -1)
-    return values.astype(np.float32 if np.issubdtype(values.dtype, np.floating) else np.int32)
+    if not np.issubdtype(values.dtype, np.floating):
+        return values.astype(np.int32)
+    return np.clip(values, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)

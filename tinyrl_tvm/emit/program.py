@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,11 @@ class Program:
         A chain needs two buffers: every kernel reads the one its predecessor wrote and writes the other.
         """
         sizes = [_bytes(4 * self.n_observations) if self.gathers else 0]
-        sizes += [_bytes(_output_bytes(placed)) for placed in self.kernels[:-1]]
+        # a kernel may read more than its predecessor wrote: inputs come in chunks, and meet weights of zero there
+        sizes += [
+            _bytes(max(_array_bytes(writer, -1), _array_bytes(reader, 0)))
+            for writer, reader in itertools.pairwise(self.kernels)
+        ]
         even, odd = max(sizes[0::2], default=0), max(sizes[1::2], default=0)
         offsets: list[int | None] = [(0, even)[index % 2] for index in range(len(sizes))]
         if not self.gathers:
@@ -90,8 +95,8 @@ def _function(placed: PlacedKernel) -> str:
     return {"Quantize": "quantize", "Clamp": "clamp", "DenseHead": "head"}.get(type(placed.kernel).__name__, "dense")
 
 
-def _output_bytes(placed: PlacedKernel) -> int:
-    *_, (_, dtype, length) = placed.arguments
+def _array_bytes(placed: PlacedKernel, index: int) -> int:
+    _, dtype, length = placed.arguments[index]
     return length * ITEM_BYTES[dtype]
 
 
