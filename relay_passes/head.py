@@ -18,6 +18,7 @@ from tvm.ir import Tuple, TupleGetItem, Var
 
 from .chain import Binding, Chain, Function, UnsupportedGraph, elementwise
 from .dataflow import constant, op_name, shape_of
+from .evaluate import evaluate_expr
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,12 @@ def read_head(chain: Chain) -> Decision | Continuous:
     """The head of a chain. Raises UnsupportedGraph."""
     n = len(chain.layers[-1].bias)
     body = without_reshapes(chain.head)
-    return read_decision(body, n) or _continuous(body, chain.last, n)
+    decision = read_decision(body, n)
+    if decision is None:
+        return _continuous(body, chain.last, n)
+    if not _decides(chain, decision, n):
+        raise UnsupportedGraph(f"arg max of slices of {n} outputs; every output must take part, once and in order")
+    return decision
 
 
 def without_reshapes(body: Sequence[Binding]) -> list[Binding]:
@@ -99,6 +105,17 @@ def _runs(body: Sequence[Binding], n: int) -> tuple[int, ...]:
     if sum(extents) != n:
         raise UnsupportedGraph(f"arg max of {sum(extents)} of {n} outputs; every output must take part, in order")
     return tuple(extents)
+
+
+def _decides(chain: Chain, decision: Decision, n: int) -> bool:
+    """Whether the head makes this decision of random outputs: runs are lengths, and say nothing of order."""
+    rows = np.random.default_rng(0).normal(size=(64, n))
+    values = {chain.last: rows[:, np.newaxis]}
+    for var, value in chain.head:
+        values[var] = evaluate_expr(value, values, np.float64)
+    runs = np.split(rows, np.cumsum(decision.runs)[:-1], axis=1)
+    wanted = rows > 0 if decision.positive else np.stack([run.argmax(1) for run in runs], axis=1)
+    return np.array_equal(values[chain.head[-1][0]].reshape(64, -1), wanted)
 
 
 def _continuous(body: Sequence[Binding], last: Var, n: int) -> Continuous:

@@ -188,9 +188,9 @@ class _Writer:
         head = read_head(self.chain)
         scale = _weight_scale(weight, codes.zero_point, layer.bias)
         if isinstance(head, Decision):
-            # only accumulators of one scale can be compared
-            runs = np.split(scale, np.cumsum(head.runs)[:-1])
-            scale = np.concatenate([np.full(len(run), run.max()) for run in runs])
+            if not head.positive:  # only accumulators of one scale can be compared; a sign is a sign in any
+                runs = np.split(scale, np.cumsum(head.runs)[:-1])
+                scale = np.concatenate([np.full(len(run), run.max()) for run in runs])
             return self.decide(self.accumulate(codes, weight, layer.bias, scale), head)
         accumulator = self.accumulate(codes, weight, layer.bias, scale)
         if not head.function.body and not np.any(head.offset):

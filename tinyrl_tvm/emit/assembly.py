@@ -12,6 +12,7 @@ import re
 _DROPPED = re.compile(r"\.(cfi_\w+|loc|file|fnstart|fnend|cantunwind|save|vsave|pad|setfp|handlerdata|personality)\b")
 _KEPT = re.compile(r"\.(p2align|long|short|byte|word|inst|hword|zero|data_region|end_data_region)\b")
 _DEBUG_LABEL = re.compile(r"\.L(tmp|func_begin|cfi)\d*:")
+_SPILLED_PREDICATE = re.compile(r"\bv(str|ldr)\s+p0, \[(sp|r\d+)(?:, #(-?\d+))?\]")
 
 
 def function_text(listing: str, name: str) -> str:
@@ -30,7 +31,8 @@ def function_text(listing: str, name: str) -> str:
         # LLVM numbers its labels within a listing; several listings share a file here
         text = re.sub(r"\.L(BB|CPI|JTI)(\d+)_", rf".L{name}_\1\2_", text)
         # the two assemblers share only the signed spelling of the multiply by a scalar; the low half has no sign
-        body.append(re.sub(r"\bvmla\.i(8|16|32)\b", r"vmla.s\1", text))
+        text = re.sub(r"\bvmla\.i(8|16|32)\b", r"vmla.s\1", text)
+        body.append(_SPILLED_PREDICATE.sub(_predicate_in_numbers, text))
     header = [
         f'\t.section\t.text.{name},"ax",%progbits',
         f"\t.globl\t{name}",
@@ -40,3 +42,15 @@ def function_text(listing: str, name: str) -> str:
         f"{name}:",
     ]
     return "\n".join([*header, *body, f"\t.size\t{name}, . - {name}", ""])
+
+
+def _predicate_in_numbers(match: re.Match[str]) -> str:
+    """`vstr p0, [sp, #12]` in hexadecimal: GNU as before 2.41 cannot spell it.
+
+    Source: Armv8-M Architecture Reference Manual, VLDR and VSTR (System Register), encoding T1.
+    """
+    mnemonic, base, offset = match[1], match[2], int(match[3] or 0)
+    register = 13 if base == "sp" else int(base[1:])
+    load, up = int(mnemonic == "ldr"), int(offset >= 0)
+    word = 0xED40AF80 | load << 20 | up << 23 | register << 16 | abs(offset) // 4
+    return f".inst.w\t{word:#010x} /* {match[0]} */"
