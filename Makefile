@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TOOLS := gcc libc6-dev make gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
-TEST_TOOLS := $(TOOLS) g++ clang cmake
+TEST_TOOLS := $(TOOLS) g++ clang libclang-rt-14-dev cmake git
 # torch from PyPI is the CUDA build on Linux, several GB. Where a CPU wheel is at hand, point pip at it:
 #   make test PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu'
 PIP_FLAGS ?=
@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: demo test lint format bench policies clean help
 
 help: ## what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/:/' | column -t -s :
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/:/' | awk -F: '{printf "%-10s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.core .tools ## compile two trained policies, run them on this machine and on an emulated Cortex-M55
 	$(BIN)/python benchmarks/demo.py
@@ -49,7 +49,7 @@ $(VENV)/.core: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(PIP) $(PIP_FLAGS) torch==2.13.0
+	$(PIP) $(PIP_FLAGS) torch==2.13.0 # alone first: a pip whose index has only this file of it must not look further
 	$(PIP) $(PIP_FLAGS) --editable '.[dev,rl,tflite]'
 	@touch $@ $(VENV)/.core
 

@@ -88,7 +88,7 @@ def show(runs: list[dict[str, Any]]) -> None:
             f"PARITY {run['parity']}",
             "" if agreement is None else f"{agreement:.1%}",
             "" if error is None else f"{error:.3f}",
-            *("" if run[key] is None else f"{run[key]:,.0f}" for key in ("instructions_per_inference",)),
+            "" if run["instructions_per_inference"] is None else f"{run['instructions_per_inference']:,.0f}",
             *("" if run[key] is None else f"{run[key]:,} B" for key in ("flash_bytes", "ram_bytes", "stack_bytes")),
         )
     console.print(table)

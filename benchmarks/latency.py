@@ -70,6 +70,7 @@ class Row:
 @click.option("--readme/--no-readme", default=True, help="write the tables into README.md and latency.json")
 def main(names: tuple[str, ...], readme: bool) -> None:
     cases = [(name, precision) for name in names or POLICIES for precision in PRECISIONS]
+    facts = machine()  # first: what is missing should not be found out after the measurements
     rows = []
     with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("measuring", total=len(cases))
@@ -81,9 +82,11 @@ def main(names: tuple[str, ...], readme: bool) -> None:
     click.echo(tables)
     if readme and not names:
         write_whole(
-            RESULTS, (json.dumps({"machine": machine(), "rows": [asdict(r) for r in rows]}, indent=2) + "\n").encode()
+            RESULTS, (json.dumps({"machine": facts, "rows": [asdict(r) for r in rows]}, indent=2) + "\n").encode()
         )
-        write_readme(f"{tables}\n\n{provenance()}")
+        write_readme(f"{tables}\n\n{provenance(facts)}")
+    if wrong := [f"{r.policy} {r.precision}" for r in rows if (r.parity_host, r.parity_qemu) != ("PASS", "PASS")]:
+        raise click.ClickException(f"PARITY FAIL: {', '.join(wrong)}")
 
 
 def measure(name: str, precision: str, folder: Path) -> Row:
@@ -195,7 +198,7 @@ def machine() -> dict[str, str]:
         return done.stdout.splitlines()[0]
 
     return {
-        "commit": first_line("git", "-C", str(HERE), "describe", "--always", "--dirty"),
+        "commit": commit(),
         "cross_compiler": first_line(str(find("arm-none-eabi-gcc")), "--version"),
         "host_compiler": first_line(str(find("cc")), "--version"),
         "emulator": first_line(str(find("qemu-system-arm")), "--version"),
@@ -203,8 +206,15 @@ def machine() -> dict[str, str]:
     }
 
 
-def provenance() -> str:
-    facts = machine()
+def commit() -> str:
+    command = ("git", "-C", str(HERE), "describe", "--always", "--dirty")
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "n/a (no git repository)"
+
+
+def provenance(facts: dict[str, str]) -> str:
     return (
         f"Written by `python benchmarks/latency.py` at {facts['commit']} with {facts['cross_compiler']}, "
         f"{facts['emulator']}, {facts['host_compiler']}."

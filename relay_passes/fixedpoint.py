@@ -88,13 +88,13 @@ def requantize(
     multiplier = _integers("multiplier", multiplier, INT32_MIN, INT32_MAX)
     shift = _integers("shift", shift, SHIFT_MIN, SHIFT_MAX)
     if rounding == "single":
-        nearest = _shift_right(accumulator * multiplier, 31 - shift, ties="away")
+        nearest = shift_right(accumulator * multiplier, 31 - shift, ties="away")
         return np.clip(nearest, INT32_MIN, INT32_MAX).astype(np.int32)
     if rounding != "double":
         raise ValueError(f"no rounding '{rounding}'; have: double, single")
     shifted = (accumulator << np.maximum(shift, 0)).astype(np.int32).astype(np.int64)
-    high = np.minimum(_shift_right(shifted * multiplier, 31), INT32_MAX)
-    return _shift_right(high, np.maximum(-shift, 0), ties="away").astype(np.int32)
+    high = np.minimum(shift_right(shifted * multiplier, 31), INT32_MAX)
+    return shift_right(high, np.maximum(-shift, 0), ties="away").astype(np.int32)
 
 
 def dense_int8(codes: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -171,7 +171,7 @@ def interpolate(code: np.ndarray, table: np.ndarray) -> np.ndarray:
     code = _integers("code", code, -(2**15), 2**15 - 1)
     table = _table(table, 257, np.int16)
     entry, fraction = (code >> 8) + 128, code & 255
-    return _shift_right(table[entry] * (256 - fraction) + table[entry + 1] * fraction, 8).astype(np.int16)
+    return shift_right(table[entry] * (256 - fraction) + table[entry + 1] * fraction, 8).astype(np.int16)
 
 
 def dequantize(accumulator: np.ndarray, scale: np.ndarray | float) -> np.ndarray:
@@ -188,7 +188,7 @@ def argmax(accumulator: np.ndarray) -> np.ndarray:
     return np.argmax(_integers("accumulator", accumulator, INT32_MIN, INT32_MAX), axis=-1).astype(np.int32)
 
 
-def _shift_right(value: np.ndarray, bits: np.ndarray | int, ties: Literal["up", "away"] = "up") -> np.ndarray:
+def shift_right(value: np.ndarray, bits: np.ndarray | int, ties: Literal["up", "away"] = "up") -> np.ndarray:
     """value / 2^bits to the nearest integer. The only rounding of integers in this file."""
     bits = np.asarray(bits, np.int64)
     half = (np.int64(1) << bits) >> 1  # 0 for no shift

@@ -22,7 +22,7 @@ from tvm import relax
 from tvm.ir import Var
 from tvm.relax import op
 
-from .chain import Binding, elementwise
+from .chain import Binding, UnsupportedGraph, elementwise
 from .dataflow import bindings, dtype_of, known, op_name, rewrite_main, shape_of
 from .head import split_bounds
 
@@ -65,7 +65,7 @@ def _interpolated(run: list[Binding]) -> dict[Var, relax.Expr]:
     values = _of_codes(dequantize, source, body)(256.0 * np.arange(-128.0, 129.0))
     entry = max(float(np.abs(values).max()) / TABLE_MAX, 1e-12)
     table = np.rint(values / entry).astype(np.int16)
-    addend = known(add.args[1]).astype(np.float64)
+    addend: np.ndarray = known(add.args[1]).astype(np.float64)
     scale = entry * known(multiply.args[1]).astype(np.float64)
     # the sum is one of int32: an action that moves little beside its offset, or not at all, moves in coarser steps
     coarsest = np.abs(addend) / OFFSET_MAX
@@ -83,7 +83,14 @@ def _interpolated(run: list[Binding]) -> dict[Var, relax.Expr]:
 def _of_codes(dequantize: relax.Expr, source: Var, body: list[Binding]) -> Callable[[np.ndarray], np.ndarray]:
     scale, zero = _scale_of(dequantize)
     function = elementwise(source, body)
-    return lambda codes: function((codes - zero) * scale)
+
+    def of_codes(codes: np.ndarray) -> np.ndarray:
+        values = function((codes - zero) * scale)
+        if not np.isfinite(values).all():
+            raise UnsupportedGraph("an activation is not finite over the codes it is read at; it has no table")
+        return values
+
+    return of_codes
 
 
 def _scale_of(value: relax.Expr) -> tuple[float, float]:

@@ -35,7 +35,7 @@ def _requantize(
 
 
 def _shift(accumulator: np.ndarray, shift: int, zero_point: int, low: int, high: int) -> np.ndarray:
-    return _narrow((accumulator.astype(np.int64) + (1 << (shift - 1))) >> shift, zero_point, low, high)
+    return _narrow(fixedpoint.shift_right(accumulator.astype(np.int64), shift), zero_point, low, high)
 
 
 def _narrow(values: np.ndarray, zero_point: int, low: int, high: int) -> np.ndarray:

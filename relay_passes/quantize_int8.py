@@ -31,7 +31,7 @@ from tvm import relax
 from tvm.ir import Var
 from tvm.relax import op
 
-from .chain import Chain, Function, Layer, read_chain
+from .chain import Chain, Function, Layer, UnsupportedGraph, read_chain
 from .dataflow import shape_of
 from .evaluate import evaluate
 from .fixedpoint import common_shift_multipliers
@@ -44,6 +44,8 @@ WIDE_CODE, WIDE_LIMIT = 4095, 16383
 # The narrowing instruction shifts by an immediate of at most 16.
 MAX_SHIFT = 16
 INT32_MAX = 2**31 - 1
+# Codes per unit of an observation are a float32.
+TINY = 1e-30
 # Rows that choose a layer's clipping, of those that gave the ranges.
 SAMPLES = 512
 
@@ -77,6 +79,12 @@ class _Seen:
     @property
     def reach(self) -> np.ndarray:
         return np.maximum(np.abs(self.low), np.abs(self.high))
+
+    @property
+    def near_zero(self) -> bool:
+        """No element that moves stays so far from zero that codes around zero would hardly see it move."""
+        span = self.high - self.low
+        return bool(np.all((self.reach <= 32 * span) | (span == 0)))
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,7 @@ class _Writer:
         with self.builder.function("main", params):
             with self.builder.dataflow():
                 first, *others = self.chain.layers
-                if others and len(first.weight) <= WIDE_OBSERVATIONS:
+                if others and len(first.weight) <= WIDE_OBSERVATIONS and self.seen[None].near_zero:
                     codes = self.wide_layer(self.observations(params), first)
                 else:
                     codes = self.quantized_observations(self.observations(params))
@@ -144,13 +152,14 @@ class _Writer:
     def quantized_observations(self, obs: Var) -> _Codes:
         """int8 codes over each feature's calibrated range, which the codes' ends clip."""
         low, high = self.seen[None].low, self.seen[None].high
-        constant_feature = high - low <= 1e-6 * np.maximum(np.abs(low), np.abs(high))
-        margin = np.where(constant_feature, np.maximum(np.abs(high), 1.0), 0.0)
-        low, high = low - margin, high + margin
+        largest = np.maximum(np.abs(low), np.abs(high))
         # a code is computed in float32: a range much narrower than its distance from zero has no 255 steps there
-        scale = np.maximum((high - low) / 255, np.maximum(np.abs(low), np.abs(high)) / 2**18)
+        scale = np.maximum((high - low) / 255, largest / 2**18)
+        # a feature that never moved lies on a code, not between two
+        never_moved = high - low <= 1e-6 * largest
+        scale = np.where(never_moved, np.where(largest > TINY, largest, 1.0) / 128, np.maximum(scale, TINY))
         inverse = (1 / scale).astype(np.float32)
-        zero_point = np.rint(-128 - low * inverse).astype(np.int32)
+        zero_point = np.rint(np.where(never_moved, 0, -128) - low * inverse).astype(np.int32)
         call = self.call("tinyrl.quantize", obs, inverse, zero_point, -128, 127, dtype="int8", n=len(scale))
         return _Codes(call, 1 / inverse.astype(np.float64), zero_point.astype(np.float64))
 
@@ -167,7 +176,7 @@ class _Writer:
         reach = self.seen[None].reach
         limits = np.maximum(np.abs(self.chain.limits[0]), np.abs(self.chain.limits[1]))
         headroom = np.minimum(WIDE_LIMIT / WIDE_CODE * np.where(reach > 0, reach, 1.0), limits)
-        inverse = (WIDE_LIMIT / np.where(headroom > 0, headroom, 1.0)).astype(np.float32)
+        inverse = (WIDE_LIMIT / np.where(headroom > TINY, headroom, 1.0)).astype(np.float32)
         n = len(inverse)
         codes = self.call(
             "tinyrl.quantize", obs, inverse, np.zeros(n, np.int32), -WIDE_LIMIT, WIDE_LIMIT, dtype="int32", n=n
@@ -233,8 +242,9 @@ class _Writer:
         """
         behind = self.behind[function.result]
         if _is_relu(function):
-            scale = _relu_scale(self.seen[function.result], behind)
-            return _Codes(function.result, np.maximum(scale, floor), np.asarray(-128.0))
+            scale = np.maximum(_relu_scale(self.seen[function.result], behind), floor)
+            if function.operators == ("nn.relu",) or np.all(255 * scale <= _upper_bound(function)):
+                return _Codes(function.result, scale, np.asarray(-128.0))
         limit = _saturation(function, float(self.seen[function.source].reach.max()))
         widest = _table_scale(function, self.seen[function.source], limit / 127, behind)
         return _Codes(function.result, np.asarray(max(widest, float(floor.max()))), np.asarray(0.0))
@@ -244,7 +254,7 @@ class _Writer:
     ) -> _Codes:
         zero = int(output.zero_point)
         codes = self.call(name, accumulator, *how, zero, -128, 127, dtype="int8", n=shape_of(accumulator)[1])
-        if _is_relu(function) or not function.body:
+        if zero == -128 or not function.body:  # a clamp is all of the function
             return _Codes(codes, output.scale, output.zero_point)
         value = self.emit(
             op.dequantize(codes, _scalar(float(output.scale)), relax.const(np.int8(zero)), out_dtype="float32")
@@ -257,8 +267,11 @@ class _Writer:
     def accumulate(self, codes: _Codes, weight: np.ndarray, bias: np.ndarray, scale: Any, dtype: str = "int8") -> Var:
         """weight (n_in, n_out) a code and bias, at `scale` an output -> int32 accumulators."""
         integers = np.rint(weight / scale)
-        # what the zero point adds is taken off in the rounded weights it is added in
-        offset = np.broadcast_to(codes.zero_point, len(weight)) @ integers
+        zero_point = np.broadcast_to(codes.zero_point, len(weight))
+        # what the zero point adds is taken off in the rounded weights it is added in; but where zero is no code, every
+        # code is as far from it, and the error of the rounding would be as many times larger
+        code = np.where(np.abs(zero_point) <= 128, zero_point, 0.0)
+        offset = code @ integers + np.rint((zero_point - code) @ weight / scale)
         product = self.emit(op.matmul(codes.var, relax.const(integers.astype(dtype)), out_dtype="int32"))
         return self.emit(op.add(product, relax.const((np.rint(bias / scale) - offset).astype(np.int32))))
 
@@ -290,10 +303,14 @@ def _scalar(value: float) -> relax.Expr:
 
 
 def _is_relu(function: Function) -> bool:
-    """ReLU, or ReLU6 and its like: codes end where calibration did, so an upper bound clips nothing more."""
+    """ReLU, or ReLU6 and its like: where codes end before the upper bound, it clips nothing more."""
     if function.operators == ("nn.relu",):
         return True
     return function.operators == ("clip",) and float(function.body[0][1].args[1].value) == 0.0
+
+
+def _upper_bound(function: Function) -> float:
+    return float(function.body[0][1].args[2].value)
 
 
 def _weight_scale(weight: np.ndarray, zero_point: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -382,6 +399,8 @@ def _outputs(rows: np.ndarray, layers: Sequence[Layer], first_weight: np.ndarray
 
 def _symmetric_or_not(values: np.ndarray) -> tuple[float, int]:
     """(scale, zero_point) of int8 codes for `values`: zero at code 0 unless that would waste over a quarter of them."""
+    if not np.isfinite(values).all():
+        raise UnsupportedGraph("an activation is not finite on the observations calibrated with; it has no int8 codes")
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     symmetric = max(-low, high) / 127
     asymmetric = (high - low) / 255

@@ -2,7 +2,7 @@
 """TIR schedules for the kernels of a policy, one rule a core feature and kind of kernel.
 
 `RULES[family][kind]` is (layout, schedule): the first chooses how the parameters lie in flash, the second turns the
-kernel's portable description into the family's code. `records/` holds what tuning found.
+kernel's portable description into the family's code.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class Quantize:
     """Observations to codes: out = clamp(round(obs * inverse_scale) + zero_point), ties away from zero.
 
     inverse_scale (n,) float32, zero_point (n,) int32 or None; low and high bound the code.
-    `dtype` is "int8", or "int32" for the 14-bit codes of DenseWide.
+    `dtype` is "int8", or "int32" for the 14-bit codes of a wide first layer.
     """
 
     inverse_scale: np.ndarray
@@ -352,7 +352,7 @@ class DenseHead:
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name("dense_head")
             T.func_attr({"tirx.noalias": True})
-            x = T.arg("codes", T.Buffer((chunks, chunk), dtype))
+            x = T.arg("x" if self.floating else "codes", T.Buffer((chunks, chunk), dtype))
             shape = (blocks, 1, 1, chunks, lanes, chunk)
             arrays = {"weight": T.arg("weight", T.Buffer(shape, dtype, elem_offset=-layout.origin))}
             for parameter in self.parameters(layout)[1:]:

@@ -14,6 +14,7 @@ Why not torch: a test of a shape, a name or an extreme weight should not need tw
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -161,7 +162,7 @@ def dense_policy(
     x = flat[0] if len(flat) == 1 else graph.add("Concat", *flat, axis=1)
     activations = [activation] * (len(sizes) - 2) if isinstance(activation, str) else list(activation)
     features = x
-    for index, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for index, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
         if weights is not None:
             weight, bias = weights[index]
         else:

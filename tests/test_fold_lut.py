@@ -54,9 +54,7 @@ def test_dequantize_tanh_quantize_is_one_table():
         @R.function
         def main(codes: R.Tensor((1, 4), "int8")) -> R.Tensor((1, 4), "int8"):
             with R.dataflow():
-                z = R.call_dps_packed(
-                    "tinyrl.lookup", [codes, R.const(table)], out_ty=R.Tensor((1, 4), "int8")
-                )
+                z = R.call_dps_packed("tinyrl.lookup", [codes, R.const(table)], out_ty=R.Tensor((1, 4), "int8"))
                 R.output(z)
             return z
 
@@ -126,30 +124,32 @@ def float_graph(model, folder) -> tvm.IRModule:
     return module
 
 
-@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "Identity"])
+# FuseDense leaves nothing of the identity, of a hard sigmoid a clip at zero, which codes do by themselves, and moves the
+# factor of a Selu into the layer behind it
+IN_ONE_PIECE = [name for name in ACTIVATIONS if name not in ("Identity", "HardSigmoid", "Selu")]
+
+
+@pytest.mark.parametrize("activation", IN_ONE_PIECE)
 def test_every_entry_of_a_table_is_the_function_to_half_a_step(activation, tmp_path):
     model = dense_policy((12, 16, 3), activation=activation)
     rows = observations_for(model)
     before = QuantizeInt8(rows)(float_graph(model, tmp_path))
-    if activation == "HardSigmoid" and "dequantize" not in names(before):
-        pytest.fail("a hard sigmoid lost its function")
     line = [value for _, value in bindings(before["main"])]
     ops = names(before)
     scale_in, zero_in = (float(known(arg)) for arg in line[ops.index("dequantize")].args[1:3])
     scale_out, zero_out = (float(known(arg)) for arg in line[ops.index("quantize")].args[1:3])
     table = table_of(FoldLut()(before), "tinyrl.lookup").astype(np.float64)
     x = (np.arange(-128, 128) - zero_in) * scale_in
-    if activation == "HardSigmoid":  # its product and sum belong to the layer before: what is left is the clip
-        wanted = np.clip(x, 0, 1)
-    else:
-        wanted = exact(activation, x)
-    within = (wanted >= (-128 - zero_out) * scale_out) & (wanted <= (127 - zero_out) * scale_out)
+    wanted = exact(activation, x)
+    within = (wanted >= (-129 - zero_out) * scale_out) & (wanted <= (128 - zero_out) * scale_out)
     assert within.sum() > 250
     # half a step, and what ONNX Runtime's float32 and its approximations are off
     assert np.abs((table - zero_out) * scale_out - wanted)[within].max() <= 0.5 * scale_out * (1 + 1e-3) + 1e-5
 
 
-@pytest.mark.parametrize("spread", [squashed, lambda name: unscaled([-2, -1, 0], [2, 5, 0.1], name)], ids=["plain", "unscaled"])
+@pytest.mark.parametrize(
+    "spread", [squashed, lambda name: unscaled([-2, -1, 0], [2, 5, 0.1], name)], ids=["plain", "unscaled"]
+)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_head_of_any_function_is_near_it(activation, spread, tmp_path):
     """Functions that end in a sum, a product or a clip of their own are told from the head's."""
@@ -197,8 +197,10 @@ def test_a_line_between_entries_is_a_ten_thousandth_from_tanh():
     module, rows = head_policy([1, 1], [0, 0])
     before = QuantizeInt8(rows)(module)
     table = table_of(FoldLut()(before), "tinyrl.interpolate")
-    dequantize = next(value for (_, value), name in zip(bindings(before["main"]), names(before)[:], strict=True) if name == "dequantize" and str(value.args[0].ty.dtype) == "int16")
-    scale = float(known(dequantize.args[1]))
+    values = [
+        value for (_, value), name in zip(bindings(before["main"]), names(before), strict=True) if name == "dequantize"
+    ]
+    scale = float(known(values[-1].args[1]))  # the last is the head's
     assert scale * 32767 <= 4
     codes = np.arange(-32768, 32768)
     entry = np.abs(np.tanh(scale * 256.0 * np.arange(-128, 129))).max() / 32767

@@ -43,7 +43,9 @@ def integers(head: Any = None, sizes: tuple[int, ...] = (6, 16, 12, 5), activati
 def arguments(module: tvm.IRModule, index: int) -> list[Any]:
     """Of the kernel call at `index`: arrays, numbers and names; None for what is computed."""
     value = list(bindings(module["main"]))[index][1]
-    return [constant(arg) if constant(arg) is not None else getattr(arg, "value", None) for arg in call_arguments(value)]
+    return [
+        constant(arg) if constant(arg) is not None else getattr(arg, "value", None) for arg in call_arguments(value)
+    ]
 
 
 # ---- float ----
@@ -179,10 +181,18 @@ def test_several_inputs_stay_apart_for_the_shell_to_join() -> None:
     assert [param.name for param in after["main"].params] == ["obs0", "obs1"]
     rows = rows_for(weights)
     after = LowerDense()(FoldLut()(QuantizeInt8(rows[:, :4], rows[:, 4:])(module)))
-    assert [name for name in names(after) if name.startswith("tinyrl")][0] == "tinyrl.quantize"
+    assert next(name for name in names(after) if name.startswith("tinyrl")) == "tinyrl.quantize"
 
 
-def test_what_is_lowered_has_nothing_left_to_lower() -> None:
-    """The twin: no matmul, no kernel."""
-    lowered = LowerDense()(integers())
-    tvm.ir.assert_structural_equal(LowerDense()(lowered), lowered)
+def test_a_policy_without_a_dense_layer_is_refused() -> None:
+    @I.ir_module
+    class Module:
+        @R.function
+        def main(obs: R.Tensor((1, 4), "float32")) -> R.Tensor((1, 4), "float32"):
+            with R.dataflow():
+                gv = R.tanh(obs)
+                R.output(gv)
+            return gv
+
+    with pytest.raises(UnsupportedGraph, match="the policy has no dense layer; there is nothing to compile"):
+        LowerDense()(Module)

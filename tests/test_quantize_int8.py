@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ def random_weights(sizes: Sequence[int], seed: int = 0) -> Weights:
     rng = np.random.default_rng(seed)
     return [
         (rng.uniform(-1, 1, (n_in, n_out)) * np.sqrt(3 / n_in), rng.uniform(-0.3, 0.3, n_out))
-        for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True)
+        for n_in, n_out in itertools.pairwise(sizes)
     ]
 
 
@@ -71,9 +72,7 @@ def layers(module: tvm.IRModule) -> list[tuple[np.ndarray, np.ndarray]]:
     """The integer weights (n_in, n_out) and biases (n_out,), in order."""
     line = [value for _, value in bindings(module["main"])]
     return [
-        (known(value.args[1]), known(line[i + 1].args[1]))
-        for i, value in enumerate(line)
-        if op_name(value) == "matmul"
+        (known(value.args[1]), known(line[i + 1].args[1])) for i, value in enumerate(line) if op_name(value) == "matmul"
     ]
 
 
@@ -350,7 +349,7 @@ def test_dead_units_and_constant_features_do_no_harm() -> None:
 
 def test_a_policy_of_zeros_answers_zero() -> None:
     for sizes in ((3, 4, 2), (12, 4, 2), (3, 2)):
-        weights = [(np.zeros((a, b)), np.zeros(b)) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+        weights = [(np.zeros((a, b)), np.zeros(b)) for a, b in itertools.pairwise(sizes)]
         rows = rows_for(weights)
         for activation in (op.nn.relu, op.tanh):
             np.testing.assert_array_equal(int8_answers(policy(weights, activation), rows), np.zeros((256, 2)))
@@ -383,7 +382,7 @@ HEADS = st.sampled_from([None, arg_max, greater, squash, clip(-1, 1), unscaled([
     head=HEADS,
     weight_size=st.lists(MAGNITUDES, min_size=3, max_size=3),
     bias_size=st.lists(MAGNITUDES, min_size=3, max_size=3),
-    row_size=st.sampled_from([1e-20, 1e-3, 1.0, 255.0, 1e6]),
+    row_size=st.sampled_from([0.0, 1e-41, 1e-20, 1e-3, 1.0, 255.0, 1e6]),
     offset=st.sampled_from([0.0, 1.0, -1e3, 1e6]),
     uneven=st.booleans(),
     seed=st.integers(0, 2**16),
@@ -393,13 +392,11 @@ def test_no_accumulator_overflows_whatever_the_weights(
 ) -> None:
     rng = np.random.default_rng(seed)
     weights = random_weights((n_obs, *hidden, 3), seed)
-    for index, (weight, bias) in enumerate(weights):
-        weight *= weight_size[index]
-        bias *= bias_size[index]
-        if uneven:  # units and features of very different sizes, and some of none
-            weight *= 10.0 ** rng.integers(-6, 4, weight.shape[1])
-            weight *= rng.choice([0.0, 1e-3, 1.0], (weight.shape[0], 1))
-            bias *= 10.0 ** rng.integers(-6, 4, bias.shape)
+    weights = [(w * size, b * other) for (w, b), size, other in zip(weights, weight_size, bias_size, strict=False)]
+    if uneven:  # units and features of very different sizes, and some of none
+        units = [10.0 ** rng.integers(-6, 4, (2, len(bias))) for _, bias in weights]
+        features = [rng.choice([0.0, 1e-3, 1.0], (len(weight), 1)) for weight, _ in weights]
+        weights = [(w * f * u[0], b * u[1]) for (w, b), f, u in zip(weights, features, units, strict=True)]
     module = policy(weights, activation, head)
     rows = (rows_for(weights, 64, seed) * row_size + offset).astype(np.float32)
     integers = QuantizeInt8(rows)(module)

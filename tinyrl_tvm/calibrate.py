@@ -46,7 +46,8 @@ def read_observations(path: Path | None, policy: Policy) -> Observations:
         )
     arrays = _read(Path(path))
     calibration = _rows(_calibration(arrays, path, policy.inputs), f"calibration in '{path}'", n_obs, policy)
-    if "observations" in arrays and len(arrays) > 1:
+    is_input = len(policy.inputs) > 1 and "observations" in (spec.name for spec in policy.inputs)
+    if "observations" in arrays and len(arrays) > 1 and not is_input:
         vectors = _rows(arrays["observations"], f"'observations' in '{path}'", n_obs, policy)
         if len(vectors) > MAX_VECTORS:
             vectors = vectors[np.linspace(0, len(vectors) - 1, MAX_VECTORS).astype(int)]
@@ -74,7 +75,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise TinyrlError(f"cannot read calibration from '{path.name}'; have: {', '.join(readers)}")
     try:
         return readers[path.suffix.lower()](path)
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged bytes lead numpy and zipfile to a dozen kinds, zlib's and tokenize's too
         raise TinyrlError(f"'{path}' is not a {path.suffix.lower()} of numbers: {why_not_numbers(error)}") from None
 
 
@@ -89,7 +90,11 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
             raise ValueError(f"it unpacks to over {MAX_BYTES:,} bytes")
     with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+        arrays = {name: archive[name] for name in archive.files}
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy gives the bytes of any other file
+            raise ValueError(f"'{name}' is no array")
+    return arrays
 
 
 def _read_npy(path: Path) -> dict[str, np.ndarray]:
@@ -115,11 +120,13 @@ def _is_number(word: str) -> bool:
 
 def _calibration(arrays: Mapping[str, np.ndarray], path: Path, inputs: tuple[TensorSpec, ...]) -> np.ndarray:
     names = [spec.name for spec in inputs]
-    if "calibration" in arrays:
+    every_input = all(name in arrays for name in names)
+    one_of_several = every_input and len(names) > 1 and "calibration" in names
+    if "calibration" in arrays and not one_of_several:
         return arrays["calibration"]
-    if len(names) == 1 and names[0] in arrays:
+    if len(names) == 1 and every_input:
         return arrays[names[0]]
-    if all(name in arrays for name in names):
+    if every_input:
         columns = [np.atleast_1d(arrays[name]) for name in names]
         if len({len(column) for column in columns}) != 1:
             raise TinyrlError(f"'{path}' has different numbers of rows for {', '.join(names)}; give as many of each")

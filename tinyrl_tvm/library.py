@@ -14,10 +14,10 @@ Source: apache/tvm v0.18.0, python/tvm/micro/model_library_format.py.
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import os
+import re
 import tarfile
 import tempfile
 from collections.abc import Mapping
@@ -42,11 +42,14 @@ class ModelLibrary:
 
     def __post_init__(self) -> None:
         metadata = self.metadata
-        if metadata.get("version") != FORMAT_VERSION or len(metadata.get("modules", {})) != 1:
+        modules = metadata.get("modules")
+        if metadata.get("version") != FORMAT_VERSION or not isinstance(modules, dict) or len(modules) != 1:
             raise TinyrlError(
                 f"this library is of format version {metadata.get('version')!r}, this tinyrl-tvm reads version "
                 f"{FORMAT_VERSION} with one module; compile the policy again"
             )
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.name):
+            raise TinyrlError(f"this library's module is called {self.name!r}, which is no C identifier")
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -64,7 +67,7 @@ class ModelLibrary:
 
     @property
     def interface(self) -> dict[str, Any]:
-        """Ours: target, precision, inputs, action, tolerance; see `emit.metadata`."""
+        """Ours: target, precision, inputs, action, tolerance; see `emit/archive.py`."""
         return self.module["tinyrl"]
 
     def vectors(self) -> dict[str, np.ndarray]:
@@ -78,7 +81,7 @@ class ModelLibrary:
         write_whole(path, self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        seconds = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))  # 1980-01-01, the oldest date zip can hold
+        seconds = export_seconds()
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             for name in sorted(self.files):
@@ -97,13 +100,13 @@ class ModelLibrary:
         try:
             with tarfile.open(path, mode="r:") as archive:
                 files = _read_members(archive, path)
-        except (tarfile.TarError, EOFError, OSError, gzip.BadGzipFile) as error:
+        except (tarfile.TarError, EOFError, OSError) as error:
             raise TinyrlError(f"'{path}' is not a model library: {error}") from None
         if "metadata.json" not in files:
             raise TinyrlError(f"'{path}' is not a model library: it has no metadata.json")
         try:
             return ModelLibrary(files)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise TinyrlError(f"'{path}' is not a model library: metadata.json is damaged ({error})") from None
 
 
@@ -123,6 +126,14 @@ def _read_members(archive: tarfile.TarFile, path: Path) -> dict[str, bytes]:
         assert stream is not None
         files[str(name)] = stream.read()
     return files
+
+
+def export_seconds() -> int:
+    """The time every file carries: SOURCE_DATE_EPOCH, else 1980-01-01, the oldest date zip can hold."""
+    text = os.environ.get("SOURCE_DATE_EPOCH", "315532800")
+    if not text.isdecimal():
+        raise TinyrlError(f"SOURCE_DATE_EPOCH is {text!r}; give seconds since 1970, or unset it")
+    return int(text)
 
 
 def write_whole(path: Path, data: bytes) -> None:

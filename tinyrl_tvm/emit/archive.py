@@ -6,7 +6,6 @@ from __future__ import annotations
 import datetime
 import io
 import json
-import os
 import zipfile
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import tinyrl_tvm
 from tinyrl_tvm.emit.c_library import print_library
 from tinyrl_tvm.emit.program import ITEM_BYTES, Program
-from tinyrl_tvm.library import FORMAT_VERSION, ModelLibrary
+from tinyrl_tvm.library import FORMAT_VERSION, ModelLibrary, export_seconds
 
 
 def archive(program: Program, graph: str, vectors: dict[str, np.ndarray], facts: dict[str, Any]) -> ModelLibrary:
@@ -57,8 +56,7 @@ def _npz(arrays: dict[str, np.ndarray]) -> bytes:
 
 def _metadata(program: Program, facts: dict[str, Any]) -> dict[str, Any]:
     steps, workspace_bytes = program.plan
-    seconds = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
-    exported = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+    exported = datetime.datetime.fromtimestamp(export_seconds(), datetime.timezone.utc)
     *inputs, action = program.names
     inputs_io = {
         name: {"size": 4 * spec.length, "dtype": "float32"} for name, spec in zip(inputs, program.inputs, strict=True)

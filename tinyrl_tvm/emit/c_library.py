@@ -34,10 +34,14 @@ def print_library(program: Program) -> dict[str, bytes]:
         "alignment": ALIGNMENT,
         "workspace_bytes": workspace_bytes,
         "target": program.target.name,
+        "precision": program.precision,
         "target_guard": program.target.guard,
         "tensors": _tensors(program),
         "names": program.names,
-        "arguments": _arguments(program),
+        "arguments": _arguments(program, [tensor["c_name"] for tensor in _tensors(program)]),
+        # in the shell a name of the model's could hide a parameter array or a function
+        "shell_names": _shell_names(program),
+        "shell_arguments": _arguments(program, _shell_names(program)),
         "kernels": kernels,
         "uses_lookup": any("tinyrl_lookup" in kernel["definition"] for kernel in kernels),
         "parameters": [text for index, step in enumerate(steps) for text in _parameters(index, step.placed)],
@@ -93,16 +97,20 @@ def _tensors(program: Program) -> list[dict[str, Any]]:
     ]
 
 
-def _arguments(program: Program) -> str:
+def _shell_names(program: Program) -> list[str]:
+    return [*(f"in_{index}" for index in range(len(program.inputs))), "out"]
+
+
+def _arguments(program: Program, names: list[str]) -> str:
     *inputs, action = _tensors(program)
-    parts = [f"const float {tensor['c_name']}[{tensor['length']}]" for tensor in inputs]
-    return ", ".join([*parts, f"{action['ctype']} {action['c_name']}[{action['length']}]"])
+    parts = [f"const float {name}[{tensor['length']}]" for name, tensor in zip(names, inputs, strict=False)]
+    return ", ".join([*parts, f"{action['ctype']} {names[-1]}[{action['length']}]"])
 
 
 def _copies(program: Program) -> list[dict[str, Any]]:
     copies, offset = [], 0
-    for spec, c_name in zip(program.inputs, program.names, strict=False):
-        copies.append({"c_name": c_name, "offset": offset})
+    for spec, name in zip(program.inputs, _shell_names(program), strict=False):
+        copies.append({"name": name, "offset": offset, "bytes": 4 * spec.length})
         offset += 4 * spec.length
     return copies
 
@@ -160,7 +168,7 @@ def _number(value: Any) -> str:
 
 
 def _call(index: int, step: Step, program: Program) -> str:
-    *inputs, action = program.names
+    *inputs, action = _shell_names(program)
     (_, source_dtype, _), *_, (_, result_dtype, _) = step.placed.arguments
     source = inputs[0] if step.source is None else _at(step.source, source_dtype, const=True)
     result = action if step.result is None else _at(step.result, result_dtype, const=False)

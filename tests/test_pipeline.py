@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""compile_policy: what it chooses when not told, what it says of what it did, and what it refuses before it begins."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from policies import arg_max, compile_model, dense_policy, greater, multi_discrete, observations_for, save, squashed
+
+from relay_passes.report import Change
+from tinyrl_tvm.device import host
+from tinyrl_tvm.errors import TinyrlError, UnsupportedOp
+from tinyrl_tvm.pipeline import Budget, Compiled, compile_policy, module_identifier
+from tinyrl_tvm.project import Interface, Vectors
+
+MODEL = dense_policy((6, 16, 12, 3), activation="Tanh")
+
+
+def compiled(folder: Path, model: onnx.ModelProto = MODEL, **options: Any) -> Compiled:
+    return compile_policy(save(model, folder), target=options.pop("target", "cortex-m55"), **options)
+
+
+def rows_in(folder: Path, model: onnx.ModelProto = MODEL, **arrays: np.ndarray) -> Path:
+    path = folder / "rows.npz"
+    np.savez(path, **(arrays or {"calibration": observations_for(model)}))
+    return path
+
+
+def error(folder: Path, model: onnx.ModelProto = MODEL, kind: type[TinyrlError] = TinyrlError, **options: Any) -> str:
+    """The sentence of a compile that is refused, which writes nothing."""
+    path = save(model, folder)
+    before = sorted(folder.iterdir())
+    with pytest.raises(kind) as raised:
+        compile_policy(path, **{"target": "cortex-m55", **options})
+    assert sorted(folder.iterdir()) == before
+    return str(raised.value)
+
+
+# ---- precision ----
+
+
+def test_precision_is_int8_with_calibration_else_float32(tmp_path: Path) -> None:
+    assert compiled(tmp_path).precision == "float32"
+    assert compiled(tmp_path, calibration=rows_in(tmp_path)).precision == "int8"
+    asked = compiled(tmp_path, calibration=rows_in(tmp_path), precision="float32")
+    assert asked.precision == asked.library.interface["precision"] == "float32"
+
+
+def test_int8_without_calibration_says_what_to_give(tmp_path: Path) -> None:
+    assert error(tmp_path, precision="int8") == (
+        "int8 needs the ranges of observations; give some of a rollout with --calibration observations.npz"
+    )
+
+
+def test_an_unknown_precision_or_target_is_answered_with_a_guess(tmp_path: Path) -> None:
+    assert error(tmp_path, precision="int4") == "no precision 'int4'; have: float32, int8. Did you mean 'int8'?"
+    assert error(tmp_path, target="cortex-m5") == (
+        "no target 'cortex-m5'; have: cortex-m55, host. Did you mean 'cortex-m55'?"
+    )
+
+
+def test_what_is_wrong_with_the_options_is_said_before_the_file_is_looked_for(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.onnx"
+    with pytest.raises(TinyrlError, match="no target"):
+        compile_policy(missing, target="cortex-m5")
+    with pytest.raises(TinyrlError) as raised:
+        compile_policy(missing, target="host")
+    assert str(raised.value) == f"no policy at '{missing}'; give an .onnx file"
+
+
+def test_a_file_of_another_kind_is_refused_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "policy.zip"
+    path.write_bytes(b"PK")
+    with pytest.raises(TinyrlError) as raised:
+        compile_policy(path, target="host")
+    assert str(raised.value) == "cannot read 'policy.zip' as a policy; have: .onnx"
+
+
+# ---- budgets ----
+
+
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+def test_a_policy_one_byte_over_its_budget_is_refused_and_one_at_it_is_not(precision: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"precision": precision, "calibration": rows_in(tmp_path)}
+    (main,) = compiled(tmp_path, **options).library.module["memory"]["functions"]["main"]
+    flash, ram = main["constants_size_bytes"], main["workspace_size_bytes"]
+    compiled(tmp_path, **options, budget=Budget(flash_bytes=flash, ram_bytes=ram))
+    advice = {"int8": "try smaller layers", "float32": "try --precision int8 with --calibration"}[precision]
+    number = r"[0-9,]+"
+    assert re.fullmatch(
+        f"the parameters need {flash:,} B, --flash gives {flash - 1:,} B; "
+        f"the largest is 'dense 16 -> 12, {precision},? .*' with {number} B; {advice}",
+        error(tmp_path, **options, budget=Budget(flash_bytes=flash - 1)),
+    )
+    assert error(tmp_path, **options, budget=Budget(ram_bytes=ram - 1)) == (
+        f"the workspace needs {ram:,} B, --ram gives {ram - 1:,} B; try narrower layers"
+    )
+
+
+def test_the_sizes_in_the_metadata_are_those_of_the_code(tmp_path: Path) -> None:
+    library = compiled(tmp_path, calibration=rows_in(tmp_path)).library
+    (main,) = library.module["memory"]["functions"]["main"]
+    header = library.files["codegen/host/include/tvmgen_policy.h"].decode()
+    assert f"#define TVMGEN_POLICY_WORKSPACE_SIZE {main['workspace_size_bytes']}\n" in header
+    shell = library.files["codegen/host/src/policy_lib0.c"].decode()
+    sizes = {"int8_t": 1, "int16_t": 2, "int32_t": 4, "float": 4}
+    arrays = re.findall(r"static const (\w+) \w+\[(\d+)\]", shell)
+    assert sum(sizes[ctype] * int(length) for ctype, length in arrays) == main["constants_size_bytes"]
+
+
+def test_the_parameters_file_is_what_tvm_reads(tmp_path: Path) -> None:
+    import tvm
+
+    library = compiled(tmp_path, calibration=rows_in(tmp_path)).library
+    arrays = tvm.runtime.load_param_dict(library.files["parameters/policy.params"])
+    (main,) = library.module["memory"]["functions"]["main"]
+    assert sum(array.numpy().nbytes for array in arrays.values()) == main["constants_size_bytes"]
+    assert any(name.endswith(".weight") for name in arrays)
+
+
+# ---- what it says ----
+
+
+def test_the_log_says_where_the_vectors_come_from(tmp_path: Path) -> None:
+    rows = observations_for(MODEL)
+    said = [
+        compiled(tmp_path).notes,
+        compiled(tmp_path, calibration=rows_in(tmp_path, calibration=rows)).notes,
+        compiled(tmp_path, calibration=rows_in(tmp_path, calibration=rows, observations=rows[:7])).notes,
+    ]
+    assert said == [
+        ("test vectors: 64 rows, random numbers, seed 0",),
+        ("test vectors: 64 rows, calibration rows, seed 0",),
+        ("test vectors: 7 rows, 'observations' in 'rows.npz'",),
+    ]
+
+
+def test_the_log_says_which_vectors_float32_could_not_tell(tmp_path: Path) -> None:
+    model = dense_policy((3, 2), head=arg_max, weights=[(np.array([[1.0, 0, 0], [-1, 0, 0]]), np.zeros(2))])
+    rows = observations_for(model, 10)
+    rows[4] = 0
+    notes = compiled(tmp_path, model, precision="float32", calibration=rows_in(tmp_path, calibration=rows)).notes
+    assert notes == (
+        "test vectors: 9 rows, calibration rows, seed 0",
+        "1 test vectors left out: their two best actions are nearer than float32 can tell",
+    )
+
+
+def test_every_pass_accounts_for_itself_in_order(tmp_path: Path) -> None:
+    model = dense_policy((6, 16, 3), head=arg_max, critic=True)
+    done = compiled(tmp_path, model, calibration=rows_in(tmp_path, model))
+    assert all(isinstance(change, Change) for change in done.changes)
+    assert [change.pass_name for change in done.changes] == [
+        *("PruneCritic", "CanonicalizeClip", "SimplifyActionHead", "FuseDense"),
+        *("QuantizeInt8", "FoldLut", "LowerDense"),
+    ]
+    assert "output" in str(done.changes[0])
+    assert sum(change.saved_bytes for change in done.changes) > 0
+
+
+def test_progress_names_each_stage_once(tmp_path: Path) -> None:
+    for options, stages in (
+        ({}, ["import", "simplify", "schedule", "print"]),
+        ({"calibration": rows_in(tmp_path)}, ["import", "simplify", "quantise", "schedule", "print"]),
+    ):
+        seen: list[str] = []
+        compiled(tmp_path, **options, progress=seen.append)
+        assert seen == stages
+
+
+def test_every_stage_can_be_read(tmp_path: Path) -> None:
+    stages = compiled(tmp_path, calibration=rows_in(tmp_path)).stages
+    assert list(stages) == ["relax", "tir", "c", "asm"]
+    titles = re.findall("^# ---- (.*)$", stages["relax"], re.MULTILINE)
+    assert titles == ["imported", "simplified", "to compile", "lowered"]
+    assert "tinyrl.dense_codes" in stages["relax"]
+    assert stages["tir"].count("# ---- mve") == stages["tir"].count("# ---- portable") == 4
+    assert "int policy_predict(" in stages["c"]
+    assert "vmlava" in stages["asm"]
+    portable = compiled(tmp_path, calibration=rows_in(tmp_path), target="host").stages
+    assert portable["asm"] == ""
+    assert "mve" not in portable["tir"]
+
+
+def test_a_library_knows_its_policy_and_not_its_folder(tmp_path: Path) -> None:
+    library = compiled(tmp_path).library
+    assert library.interface["source"] == "policy.onnx"
+    assert library.interface["sha256"] == hashlib.sha256((tmp_path / "policy.onnx").read_bytes()).hexdigest()
+    assert not any(str(tmp_path).encode() in data for data in library.files.values())
+
+
+# ---- names ----
+
+
+@pytest.mark.parametrize(
+    ("name", "identifier"),
+    [("cartpole", "cartpole"), ("cart-pole v1", "cart_pole_v1"), ("2048", "tensor_2048"), ("float", "tensor_float")],
+)
+def test_a_module_has_a_c_name(name: str, identifier: str, tmp_path: Path) -> None:
+    assert module_identifier(name) == identifier
+    library = compile_model(MODEL, tmp_path, name=name).library
+    assert library.name == identifier
+    assert f"codegen/host/include/tvmgen_{identifier}.h" in library.files
+
+
+def test_a_module_name_given_wins_over_the_files(tmp_path: Path) -> None:
+    assert compiled(tmp_path, module_name="my robot").library.name == "my_robot"
+
+
+# ---- interface ----
+
+
+@pytest.mark.parametrize(
+    ("head", "dtype", "n_actions"),
+    [(squashed(), "float32", 9), (arg_max, "int32", 1), (multi_discrete(3, 4, 2), "int32", 3), (greater, "int32", 9)],
+    ids=["continuous", "discrete", "multi-discrete", "multi-binary"],
+)
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+def test_a_head_makes_its_kind_of_action(head: Any, dtype: str, n_actions: int, precision: str, tmp_path: Path) -> None:
+    library = compile_model(dense_policy((6, 16, 9), head=head), tmp_path, precision=precision, target="host").library
+    interface = Interface.of(library)
+    assert (interface.action_dtype, interface.n_actions) == (dtype, n_actions)
+    vectors = library.vectors()
+    assert vectors["expected"].shape == vectors["float_action"].shape == (len(vectors["observations"]), n_actions)
+    assert Vectors.of(library).answers.dtype == dtype
+    assert host.run(library).parity == "PASS"
+
+
+def test_an_input_that_only_the_critic_reads_is_not_asked_for(tmp_path: Path) -> None:
+    """Calibration rows are then those of the inputs that are left."""
+    weight = {name: np.random.default_rng(0).normal(size=(n, 1)).astype(np.float32) for name, n in (("a", 3), ("b", 2))}
+    nodes = [
+        helper.make_node("MatMul", ["obs", "wa"], ["action"]),
+        helper.make_node("Concat", ["obs", "privileged"], ["all"], axis=1),
+        helper.make_node("MatMul", ["all", "wb"], ["value"]),
+    ]
+    constants = [
+        onnx.numpy_helper.from_array(weight["a"], "wa"),
+        onnx.numpy_helper.from_array(np.ones((5, 1), np.float32), "wb"),
+    ]
+    shapes = {"privileged": 2, "obs": 3}
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, n]) for name, n in shapes.items()]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1]) for name in ("action", "value")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "policy", inputs, outputs, constants),
+        ir_version=9, opset_imports=[helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    rows = np.random.default_rng(1).normal(size=(64, 3)).astype(np.float32)
+    done = compiled(tmp_path, model, calibration=rows_in(tmp_path, calibration=rows), target="host", output="action")
+    assert [tensor["name"] for tensor in done.library.interface["inputs"]] == ["obs"]
+    vectors = done.library.vectors()
+    np.testing.assert_allclose(vectors["float_action"], vectors["observations"] @ weight["a"], rtol=1e-5, atol=1e-6)
+
+
+# ---- what cannot be compiled ----
+
+
+def test_what_no_kernel_does_is_one_sentence_with_the_files_name(tmp_path: Path) -> None:
+    assert error(tmp_path, dense_policy((4, 8, 2), activation="Gelu"), UnsupportedOp) == (
+        "'policy.onnx': the activation nn.gelu has no float32 kernel; have: none, nn.relu, tanh, sigmoid. "
+        "int8 compiles any elementwise activation: try --precision int8 with --calibration"
+    )
+    model = dense_policy((4, 8, 2), activation="Gelu")
+    assert compiled(tmp_path, model, calibration=rows_in(tmp_path, model)).precision == "int8"  # as it advises
+
+
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+def test_a_graph_that_is_no_chain_is_refused_in_both_precisions(precision: str, tmp_path: Path) -> None:
+    """A skip connection: the second layer's output and the first one's are summed."""
+    model = dense_policy((4, 4, 4, 2))
+    add = helper.make_node("Add", ["t1", "t3"], ["sum"], name="/skip/Add")
+    nodes = list(model.graph.node)
+    position = next(i for i, node in enumerate(nodes) if node.output[0] == "t3") + 1
+    nodes[position].input[0] = "sum"
+    nodes.insert(position, add)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    said = error(tmp_path, model, UnsupportedOp, precision=precision, calibration=rows_in(tmp_path, model))
+    assert said.startswith("'policy.onnx': ")
+    assert said.endswith("; policies are compiled as one chain of dense layers")
+    assert "\n" not in said
+
+
+def test_slices_in_another_order_are_refused_not_swapped(tmp_path: Path) -> None:
+    model = dense_policy((9, 8, 9), head=multi_discrete(3, 4, 2))
+    (concat,) = (node for node in model.graph.node if node.op_type == "Concat")
+    concat.input[:] = list(concat.input)[::-1]
+    for precision in ("int8", "float32"):
+        said = error(tmp_path, model, UnsupportedOp, precision=precision, calibration=rows_in(tmp_path, model))
+        assert said == "'policy.onnx': arg max of slices of 9 outputs; every output must take part, once and in order"
