@@ -151,15 +151,22 @@ def dense_policy(
     critic: bool = False,
     weights: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
     gain: float = 1.0,
+    normalised: tuple[Any, Any, float] | None = None,
 ) -> onnx.ModelProto:
     """`sizes` are those of the observation, the hidden layers and the last layer; `inputs` are shapes without a batch,
-    joined in order, by default one vector `obs`. `weights` are (n_out, n_in) and (n_out,) of every layer."""
+    joined in order, by default one vector `obs`. `weights` are (n_out, n_in) and (n_out,) of every layer. `normalised` is
+    VecNormalize's (mean, deviation, clip)."""
     rng = np.random.default_rng(seed)
     graph = Graph()
     shapes = dict(inputs) if inputs is not None else {"obs": (sizes[0],)}
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == sizes[0]
     flat = [graph.add("Flatten", name, axis=1) if len(shape) != 1 else name for name, shape in shapes.items()]
     x = flat[0] if len(flat) == 1 else graph.add("Concat", *flat, axis=1)
+    if normalised is not None:
+        mean, deviation, clip = normalised
+        centred = graph.add("Sub", x, graph.constant(np.broadcast_to(mean, sizes[0])))
+        x = graph.add("Div", centred, graph.constant(np.broadcast_to(deviation, sizes[0])))
+        x = graph.add("Clip", x, graph.constant(-clip), graph.constant(clip))
     activations = [activation] * (len(sizes) - 2) if isinstance(activation, str) else list(activation)
     features = x
     for index, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):

@@ -55,6 +55,9 @@ POLICIES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "squashed by another": ((7, 32, 3), {"activation": "Elu", "head": squashed("Softplus")}),
     "several inputs": ((13, 32, 4), {"inputs": {"joints": (3,), "map": (2, 3), "goal": (4,)}, "head": arg_max}),
     "several inputs, one layer": ((5, 2), {"inputs": {"a": (1,), "b": (4,)}}),
+    "normalised few": ((5, 17, 3), {"normalised": (np.linspace(-1, 1, 5), 0.4, 2.0)}),
+    "normalised many": ((18, 17, 3), {"normalised": (0.3, np.linspace(0.1, 1, 18), 2.0), "activation": "Tanh"}),
+    "normalised, joined": ((5, 9, 2), {"inputs": {"a": (1,), "b": (4,)}, "normalised": (0.1, 0.5, 1.0)}),
     "with a critic": ((6, 15, 3), {"critic": True, "batch": "batch", "head": arg_max}),
 }
 FLOATS = [
@@ -73,6 +76,9 @@ FLOATS = [
     "unscaled apart",
     "several inputs",
     "several inputs, one layer",
+    "normalised few",
+    "normalised many",
+    "normalised, joined",
 ]
 EXTREMES = [0.0, -0.0, 3e38, -3e38, 1e-45, -1e-39, 1e-30, 1e6, -1e6, 1.0]
 
