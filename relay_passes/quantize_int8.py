@@ -34,7 +34,7 @@ from tvm.relax import op
 from .chain import Chain, Function, Layer, UnsupportedGraph, read_chain
 from .dataflow import shape_of
 from .evaluate import evaluate
-from .fixedpoint import common_shift_multipliers
+from .fixedpoint import ZERO_POINT_MAX, common_shift_multipliers
 from .head import Continuous, Decision, read_head
 
 # Above this many observations 16-lane dot products of int8 beat 4-lane ones of int32.
@@ -79,12 +79,6 @@ class _Seen:
     @property
     def reach(self) -> np.ndarray:
         return np.maximum(np.abs(self.low), np.abs(self.high))
-
-    @property
-    def near_zero(self) -> bool:
-        """No element that moves stays so far from zero that codes around zero would hardly see it move."""
-        span = self.high - self.low
-        return bool(np.all((self.reach <= 32 * span) | (span == 0)))
 
 
 @dataclass(frozen=True)
@@ -131,8 +125,11 @@ class _Writer:
         with self.builder.function("main", params):
             with self.builder.dataflow():
                 first, *others = self.chain.layers
-                if others and len(first.weight) <= WIDE_OBSERVATIONS and self.seen[None].near_zero:
-                    codes = self.wide_layer(self.observations(params), first)
+                inverse, zero_point = self.wide_codes()
+                # a code is computed in float32, which has no 14 bits for a range this far from zero
+                near = np.abs(zero_point).max() <= ZERO_POINT_MAX
+                if others and len(first.weight) <= WIDE_OBSERVATIONS and near:
+                    codes = self.wide_layer(self.observations(params), first, inverse, zero_point.astype(np.int32))
                 else:
                     codes = self.quantized_observations(self.observations(params))
                     others = [first, *others]
@@ -141,6 +138,22 @@ class _Writer:
                 output = self.builder.emit_output(self.head(codes, others[-1]))
             self.builder.emit_func_output(output)
         return self.builder.get()["main"]
+
+    def wide_codes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(inverse scale, zero point) of wide codes: about the middle of what observations are clipped to, else about
+        zero, or about the middle of what was seen where that lies far from zero."""
+        low, high = self.chain.limits
+        seen = self.seen[None]
+        clipped = np.isfinite(low) & np.isfinite(high)
+        middle = (seen.low + seen.high) / 2
+        centre = np.where(seen.reach <= 32 * (seen.high - seen.low), 0.0, middle)
+        centre = np.where(clipped, (np.where(clipped, low, 0.0) + np.where(clipped, high, 0.0)) / 2, centre)
+        reach = np.maximum(np.abs(seen.low - centre), np.abs(seen.high - centre))
+        reach = np.minimum(
+            WIDE_LIMIT / WIDE_CODE * np.where(reach > 0, reach, 1.0), np.where(clipped, high - centre, np.inf)
+        )
+        inverse = (WIDE_LIMIT / np.where(reach > TINY, reach, 1.0)).astype(np.float32)
+        return inverse, np.rint(-centre * inverse)
 
     def observations(self, params: list[Var]) -> Var:
         """All inputs joined, (1, n)."""
@@ -172,24 +185,18 @@ class _Writer:
         multiplier, shift = _multipliers(scale / output.scale)
         return self.answer_codes("tinyrl.requantize", accumulator, (multiplier, shift), output, layer.function)
 
-    def wide_layer(self, obs: Var, layer: Layer) -> _Codes:
-        reach = self.seen[None].reach
-        limits = np.maximum(np.abs(self.chain.limits[0]), np.abs(self.chain.limits[1]))
-        headroom = np.minimum(WIDE_LIMIT / WIDE_CODE * np.where(reach > 0, reach, 1.0), limits)
-        inverse = (WIDE_LIMIT / np.where(headroom > TINY, headroom, 1.0)).astype(np.float32)
+    def wide_layer(self, obs: Var, layer: Layer, inverse: np.ndarray, zero_point: np.ndarray) -> _Codes:
         n = len(inverse)
-        codes = self.call(
-            "tinyrl.quantize", obs, inverse, np.zeros(n, np.int32), -WIDE_LIMIT, WIDE_LIMIT, dtype="int32", n=n
-        )
-        weight = layer.weight.astype(np.float64) / inverse.astype(np.float64).reshape(-1, 1)
+        codes = self.call("tinyrl.quantize", obs, inverse, zero_point, -WIDE_LIMIT, WIDE_LIMIT, dtype="int32", n=n)
+        wide = _Codes(codes, 1 / inverse.astype(np.float64), zero_point.astype(np.float64))
+        weight = layer.weight.astype(np.float64) * wide.scale.reshape(-1, 1)
         # accumulators are output codes times 2^shift: as many bits as the weights and the sums leave room for
         largest_weight = np.abs(weight).max(0, initial=0.0)
-        largest_sum = np.abs(weight).sum(0) * WIDE_LIMIT + np.abs(layer.bias)
+        largest_sum = np.abs(weight).sum(0) * WIDE_LIMIT + np.abs(layer.bias - zero_point @ weight)
         output = self.output(layer.function, floor=np.maximum(largest_weight * 2 / 32767, largest_sum * 4 / INT32_MAX))
         needed = np.maximum(largest_weight / 32767, largest_sum * 2 / INT32_MAX) / output.scale
         shift = int(np.clip(np.floor(-np.log2(max(float(needed.max()), 1e-9))), 1, MAX_SHIFT))
-        symmetric = _Codes(codes, 1 / inverse, np.asarray(0.0))
-        accumulator = self.accumulate(symmetric, weight, layer.bias, output.scale / 2.0**shift, dtype="int32")
+        accumulator = self.accumulate(wide, weight, layer.bias, output.scale / 2.0**shift, dtype="int32")
         return self.answer_codes("tinyrl.shift", accumulator, (shift,), output, layer.function)
 
     def head(self, codes: _Codes, layer: Layer) -> relax.Expr:
