@@ -1,47 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TIR schedules for the kernels of a policy, one rule a core feature and kind of kernel.
+"""TIR schedules for the kernels of a policy: `RULES[family][kind]` is how a family of cores runs one kind of kernel.
 
-`RULES[family][kind]` is (layout, schedule): the first chooses how the parameters lie in flash, the second turns the
-kernel's portable description into the family's code.
+A rule has knobs. What they are set to decides how the parameters lie in flash and how the kernel's portable description
+becomes the family's code; the tuner measures the settings on a device, and `records/` holds what won.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tvm import ir
 from tvm.s_tir import Schedule
 
 from schedules import mve, portable
-from schedules.kernels import Clamp, DenseCodes, DenseFloat, DenseHead, Kernel, Layout, Parameter, Quantize
+from schedules.kernels import Kernel, Layout, Parameter
+from schedules.knobs import Choices, Rule, defaults
 
-RULES: dict[str, dict[type, tuple[Callable[..., Layout], Callable[..., None]]]] = {
-    "portable": {
-        Quantize: (portable.observation_layout, portable.schedule_observation),
-        Clamp: (portable.observation_layout, portable.schedule_observation),
-        DenseCodes: (portable.dense_layout, portable.schedule_dense_codes),
-        DenseHead: (portable.dense_layout, portable.schedule_dense_head),
-        DenseFloat: (portable.dense_layout, portable.schedule_dense_float),
-    },
-    "mve": {
-        Quantize: (portable.observation_layout, mve.schedule_observation),
-        Clamp: (portable.observation_layout, mve.schedule_observation),
-        DenseCodes: (mve.dense_codes_layout, mve.schedule_dense_codes),
-        DenseHead: (mve.dense_head_layout, mve.schedule_dense_head),
-        DenseFloat: (mve.dense_float_layout, mve.schedule_dense_float),
-    },
-}
+RULES: dict[str, dict[type, Rule]] = {"portable": portable.RULES, "mve": mve.RULES}
 
 
 @dataclass(frozen=True)
 class PlacedKernel:
-    """A kernel with its layout chosen for a core family."""
+    """A kernel with its layout and the knobs of its rule chosen for a core family."""
 
     kernel: Kernel
     family: str
     layout: Layout
+    choices: Choices = field(default_factory=dict)
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -61,18 +47,36 @@ class PlacedKernel:
     def summary(self) -> str:
         return self.kernel.summary
 
+    @property
+    def rule(self) -> Rule:
+        return RULES[self.family][type(self.kernel)]
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """What LLVM is told of the core for this kernel, beyond the target's own `mattr`: ("-lob",)."""
+        return self.rule.attributes(self.choices)
+
     def module(self, family: str, name: str) -> ir.IRModule:
         """The kernel as the function `name`, scheduled for `family`: its own, or "portable" for the C twin."""
         function = self.kernel.describe(self.layout).with_attr("global_symbol", name)
         schedule = Schedule(ir.IRModule({name: function}))
         schedule.work_on(name)
-        RULES[family][type(self.kernel)][1](schedule, self.kernel, self.layout)
+        rule = RULES[family][type(self.kernel)]
+        rule.schedule(schedule, self.kernel, self.layout, self.choices if family == self.family else {})
         return schedule.mod
 
 
-def place(kernel: Kernel, family: str) -> PlacedKernel:
-    layout, _ = RULES[family][type(kernel)]
-    return PlacedKernel(kernel, family, layout(kernel))
+def place(kernel: Kernel, family: str, choices: Choices | None = None) -> PlacedKernel:
+    """`kernel` for `family`; a knob that `choices` leaves out is at its default.
+
+    Raises ValueError when a choice is none of its knob's options, or the choices do not go together.
+    """
+    rule = RULES[family][type(kernel)]
+    chosen = {**defaults(rule.knobs(kernel)), **(choices or {})}
+    for name, value in chosen.items():
+        if value not in rule.knobs(kernel).get(name, ()):
+            raise ValueError(f"{type(kernel).__name__} has no choice {name} = {value!r} for {family}")
+    return PlacedKernel(kernel, family, rule.layout(kernel, chosen), chosen)
 
 
-__all__ = ["RULES", "Kernel", "Layout", "Parameter", "PlacedKernel", "place"]
+__all__ = ["RULES", "Choices", "Kernel", "Layout", "Parameter", "PlacedKernel", "Rule", "place"]

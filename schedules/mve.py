@@ -17,7 +17,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from schedules import mve_intrinsics as mve
+from schedules import portable
 from schedules.kernels import ArgMax, Clamp, DenseCodes, DenseFloat, DenseHead, Layout, Quantize
+from schedules.knobs import Choices, Rule
 
 # A vector load reaches 508 bytes before and behind its pointer, so one pointer covers a window of 1,024 bytes.
 REACH_BYTES = 508
@@ -29,7 +31,7 @@ STREAMED_CHUNKS = 16
 HEAD_LANES = 8
 
 
-def dense_codes_layout(kernel: DenseCodes) -> Layout:
+def dense_codes_layout(kernel: DenseCodes, _: Choices) -> Layout:
     n_out, n_in = kernel.weight.shape
     blocks = -(-n_out // 16)
     if kernel.wide:
@@ -39,7 +41,7 @@ def dense_codes_layout(kernel: DenseCodes) -> Layout:
     return Layout(blocks, 2, 2, 4, chunks, 16, origin=_middle(window))
 
 
-def dense_head_layout(kernel: DenseHead) -> Layout:
+def dense_head_layout(kernel: DenseHead, _: Choices) -> Layout:
     n_out, n_in = kernel.weight.shape
     if kernel.floating:
         return Layout(-(-n_out // 4), 1, 1, 4, n_in, 1)
@@ -48,7 +50,7 @@ def dense_head_layout(kernel: DenseHead) -> Layout:
     return Layout(-(-n_out // lanes), 1, 1, lanes, chunks, 16, origin=_middle(16 * lanes * min(chunks, 4)))
 
 
-def dense_float_layout(kernel: DenseFloat) -> Layout:
+def dense_float_layout(kernel: DenseFloat, _: Choices) -> Layout:
     n_out, n_in = kernel.weight.shape
     lanes = min(16, -(-n_out // 4) * 4)
     return Layout(-(-n_out // lanes), 1, 1, lanes, n_in, 1)
@@ -59,15 +61,15 @@ def _middle(window_bytes: int) -> int:
     return min(REACH_BYTES, window_bytes // 2 - 4)
 
 
-def schedule_observation(schedule: Schedule, kernel: Quantize | Clamp, layout: Layout) -> None:
+def schedule_observation(schedule: Schedule, kernel: Quantize | Clamp, layout: Layout, _: Choices) -> None:
     name = "quantize" if isinstance(kernel, Quantize) else "clamp"
     (i,) = schedule.get_loops(schedule.get_sblock(name))
     if layout.lanes % 4 == 0:
-        _, lanes = schedule.split(i, [None, 4])
+        _outer, lanes = schedule.split(i, [None, 4])
         schedule.vectorize(lanes)
 
 
-def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout) -> None:
+def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout, _: Choices) -> None:
     accumulate, scale, narrow = (schedule.get_sblock(name) for name in ("accumulate", "scale", "narrow"))
     block, odd, pair, lane, chunk, k = schedule.get_loops(accumulate)
     outer = None
@@ -96,7 +98,7 @@ def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout)
     schedule.tensorize(schedule.get_loops(narrow)[-3], _narrow16(kernel))
 
 
-def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout) -> None:
+def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout, _: Choices) -> None:
     accumulate = schedule.get_sblock("accumulate")
     block, lane, chunk, k = schedule.get_loops(accumulate)
     if kernel.floating:
@@ -115,7 +117,7 @@ def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout) -
             schedule.unroll(schedule.get_loops(schedule.get_sblock(name))[-1])
 
 
-def schedule_dense_float(schedule: Schedule, kernel: DenseFloat, layout: Layout) -> None:
+def schedule_dense_float(schedule: Schedule, kernel: DenseFloat, layout: Layout, _: Choices) -> None:
     accumulate, activate = schedule.get_sblock("accumulate"), schedule.get_sblock("activate")
     block, lane, inputs = schedule.get_loops(accumulate)
     vector, lanes = schedule.split(lane, [None, 4])
@@ -260,3 +262,12 @@ def _registered(name: str, function: Callable[[bool], tirx.PrimFunc]) -> str:
     if TensorIntrin.get(name, allow_missing=True) is None:
         TensorIntrin.register(name, function(False), function(True))
     return name
+
+
+RULES = {
+    Quantize: Rule(portable.observation_layout, schedule_observation),
+    Clamp: Rule(portable.observation_layout, schedule_observation),
+    DenseCodes: Rule(dense_codes_layout, schedule_dense_codes),
+    DenseHead: Rule(dense_head_layout, schedule_dense_head),
+    DenseFloat: Rule(dense_float_layout, schedule_dense_float),
+}

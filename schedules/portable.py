@@ -6,9 +6,10 @@ from __future__ import annotations
 from tvm.s_tir import Schedule
 
 from schedules.kernels import Clamp, DenseCodes, DenseFloat, DenseHead, Layout, Quantize
+from schedules.knobs import Choices, Rule
 
 
-def dense_layout(kernel: DenseCodes | DenseHead | DenseFloat) -> Layout:
+def dense_layout(kernel: DenseCodes | DenseHead | DenseFloat, _: Choices) -> Layout:
     """Natural order, no padding."""
     n_out, n_in = kernel.weight.shape
     if isinstance(kernel, DenseCodes) and not kernel.wide:
@@ -16,16 +17,16 @@ def dense_layout(kernel: DenseCodes | DenseHead | DenseFloat) -> Layout:
     return Layout(n_out, 1, 1, 1, n_in, 1)
 
 
-def observation_layout(kernel: Quantize | Clamp) -> Layout:
+def observation_layout(kernel: Quantize | Clamp, _: Choices) -> Layout:
     n = len(kernel.inverse_scale if isinstance(kernel, Quantize) else kernel.low)
     return Layout(1, 1, 1, n, 1, n)
 
 
-def schedule_observation(schedule: Schedule, kernel: Quantize | Clamp, layout: Layout) -> None:
+def schedule_observation(schedule: Schedule, kernel: Quantize | Clamp, layout: Layout, _: Choices) -> None:
     """One after the other, as described."""
 
 
-def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout) -> None:
+def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout, _: Choices) -> None:
     accumulate, scale, narrow = (schedule.get_sblock(name) for name in ("accumulate", "scale", "narrow"))
     *_, output, chunk, _ = schedule.get_loops(accumulate)
     schedule.reverse_compute_at(scale, output)
@@ -33,13 +34,22 @@ def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout)
     schedule.decompose_reduction(accumulate, chunk)
 
 
-def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout) -> None:
+def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout, _: Choices) -> None:
     accumulate = schedule.get_sblock("accumulate")
     schedule.decompose_reduction(accumulate, schedule.get_loops(accumulate)[2])
 
 
-def schedule_dense_float(schedule: Schedule, kernel: DenseFloat, layout: Layout) -> None:
+def schedule_dense_float(schedule: Schedule, kernel: DenseFloat, layout: Layout, _: Choices) -> None:
     accumulate = schedule.get_sblock("accumulate")
     _, output, inputs = schedule.get_loops(accumulate)
     schedule.reverse_compute_at(schedule.get_sblock("activate"), output)
     schedule.decompose_reduction(accumulate, inputs)
+
+
+RULES = {
+    Quantize: Rule(observation_layout, schedule_observation),
+    Clamp: Rule(observation_layout, schedule_observation),
+    DenseCodes: Rule(dense_layout, schedule_dense_codes),
+    DenseHead: Rule(dense_layout, schedule_dense_head),
+    DenseFloat: Rule(dense_layout, schedule_dense_float),
+}

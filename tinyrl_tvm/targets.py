@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinyrl_tvm.errors import unknown_name
 
@@ -28,11 +28,14 @@ class Target:
     cflags: tuple[str, ...] = ()
     llvm: Mapping[str, object] = field(default_factory=dict)
 
-    def tvm(self) -> TvmTarget:
-        """The target as TVM's LLVM knows it."""
+    def tvm(self, attributes: tuple[str, ...] = ()) -> TvmTarget:
+        """The target as TVM's LLVM knows it, with further `mattr`."""
         from tvm.target import Target as TvmTarget
 
-        return TvmTarget({"kind": "llvm", "num-cores": 1, **self.llvm})
+        told: dict[str, Any] = {"kind": "llvm", "num-cores": 1, **self.llvm}
+        if attributes:
+            told["mattr"] = [*told.get("mattr", []), *attributes]
+        return TvmTarget(told)
 
 
 @dataclass(frozen=True)
