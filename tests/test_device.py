@@ -287,7 +287,7 @@ def crashing(statement: str, condition: str = "1") -> ModelLibrary:
 def test_a_firmware_that_hangs_is_stopped(tmp_path: Path) -> None:
     project = built(crashing("for (volatile int wait = 1; wait;) { }"), tmp_path)
     with pytest.raises(
-        TinyrlError, match=r"firmware of '.*project' did not end within 2 s on mps3-an547; it hangs, or"
+        TinyrlError, match=r"'.*project/out/firmware.elf' did not end within 2 s on mps3-an547; it hangs, or"
     ):
         qemu.run(project, timeout_s=2)
 
@@ -304,7 +304,7 @@ def test_a_firmware_that_hangs_is_stopped(tmp_path: Path) -> None:
 )
 def test_a_firmware_that_faults_names_the_cause(statement: str, fault: str, tmp_path: Path) -> None:
     project = built(crashing(statement), tmp_path)
-    with pytest.raises(TinyrlError, match=f"firmware of '.*project' faulted on mps3-an547: {fault}"):
+    with pytest.raises(TinyrlError, match=f"'.*project/out/firmware.elf' faulted on mps3-an547: {fault}"):
         qemu.run(project)
 
 
@@ -317,7 +317,7 @@ def test_a_fault_on_the_users_observation_is_told(tmp_path: Path) -> None:
 
 def test_a_firmware_that_leaves_early_is_told(tmp_path: Path) -> None:
     library = crashing("void semihosting_exit(int); semihosting_exit(0);", condition="obs[0] > 1.0f")
-    with pytest.raises(TinyrlError, match=r"firmware of '.*project' stopped early on mps3-an547: answer \d+ status 0"):
+    with pytest.raises(TinyrlError, match=r"'.*project/out/firmware.elf' stopped early on mps3-an547: answer \d+ status 0"):
         qemu.run(built(library, tmp_path))
 
 

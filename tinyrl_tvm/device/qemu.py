@@ -9,7 +9,6 @@ Figures are instructions under `-icount shift=0`, never cycles or time.
 from __future__ import annotations
 
 import re
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from tinyrl_tvm import project as projects
-from tinyrl_tvm import toolchain
 from tinyrl_tvm.device.elf import cost_of_policy
+from tinyrl_tvm.device.emulator import Emulate, emulate
 from tinyrl_tvm.device.measurement import FAIL, PASS, Measurement, compare_with_float, judge
 from tinyrl_tvm.device.observations import observation_rows
 from tinyrl_tvm.errors import TinyrlError
@@ -32,7 +31,6 @@ ANSWER = re.compile(r"^answer (\d+) status (-?\d+) action ([0-9a-f]+)$", re.MULT
 PARITY = re.compile(r"^PARITY (PASS|FAIL) \((\d+) of (\d+)\)$", re.MULTILINE)
 INSTRUCTIONS = re.compile(r"^instructions per inference: (\d+\.\d+)$", re.MULTILINE)
 STACK = re.compile(r"^stack bytes: (\d+)$", re.MULTILINE)
-FAULT = re.compile(r"^FAULT (.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +44,13 @@ class Report:
     stack_bytes: int
 
 
-def run(project: Project, observations: np.ndarray | None = None, *, timeout_s: float | None = None) -> Measurement:
+def run(
+    project: Project,
+    observations: np.ndarray | None = None,
+    *,
+    timeout_s: float | None = None,
+    emulate: Emulate = emulate,
+) -> Measurement:
     """Ask the firmware on an emulated board. Raises TinyrlError when it faults or hangs."""
     interface, vectors = project.interface, Vectors.of(project.library)
     rows = None if observations is None else observation_rows(interface, observations)
@@ -63,7 +67,7 @@ def run(project: Project, observations: np.ndarray | None = None, *, timeout_s: 
         folder = Path(workspace)
         if len(stream):
             stream.astype("<f4").tofile(folder / "observations.bin")
-        printed = _emulate(project, built.products[0], folder, limit_s)
+        printed = emulate(board_named(project.options["board"]), built.products[0], folder, limit_s)
         report = _read_report(project, interface, printed)
         streamed_actions, streamed_statuses = _read_answers(folder, interface, len(stream))
 
@@ -91,39 +95,6 @@ def run(project: Project, observations: np.ndarray | None = None, *, timeout_s: 
         ram_bytes=cost.ram_bytes,
         stack_bytes=report.stack_bytes,
     )
-
-
-def _emulate(project: Project, firmware: Path, folder: Path, timeout_s: float) -> str:
-    board = board_named(project.options["board"])
-    command: list[str | Path] = [
-        toolchain.find("qemu-system-arm"),
-        *("-M", board.machine, "-icount", "shift=0"),
-        *("-display", "none", "-monitor", "none", "-serial", "none"),
-        *("-chardev", "stdio,id=console", "-semihosting-config", "enable=on,target=native,chardev=console"),
-        *("-kernel", firmware),
-    ]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise TinyrlError(
-            f"the firmware of '{project.folder}' did not end within {timeout_s:g} s on {board.name}; it hangs, "
-            "or the policy is too large to emulate"
-        ) from None
-    printed = done.stdout.decode(errors="replace").replace("\r\n", "\n")
-    if fault := FAULT.search(printed):
-        raise TinyrlError(f"the firmware of '{project.folder}' faulted on {board.name}: {fault[1]}")
-    if "\ndone\n" not in printed:
-        complaints = done.stderr.decode(errors="replace").strip().splitlines() + printed.strip().splitlines()[-1:]
-        reason = next(iter(complaints), "it printed nothing")
-        raise TinyrlError(f"the firmware of '{project.folder}' stopped early on {board.name}: {reason}")
-    return printed
 
 
 def _read_report(project: Project, interface: Interface, printed: str) -> Report:
