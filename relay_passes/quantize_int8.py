@@ -44,6 +44,10 @@ WIDE_CODE, WIDE_LIMIT = 4095, 16383
 # The narrowing instruction shifts by an immediate of at most 16.
 MAX_SHIFT = 16
 INT32_MAX = 2**31 - 1
+# A shift alone requantises a layer where the outputs' error grows to no more than this many times.
+SHIFT_ERROR = 1.5
+# A unit's codes reach this many standard deviations over its mean, even where calibration saw less.
+LIKELY_DEVIATIONS = 5.0
 # Codes per unit of an observation are a float32.
 TINY = 1e-30
 # Rows that choose a layer's clipping, of those that gave the ranges.
@@ -100,7 +104,8 @@ def _observe(module: tvm.IRModule, chain: Chain, rows: Sequence[np.ndarray]) -> 
     def watch(var: Var | None, values: np.ndarray) -> None:
         if var is None or var in wanted:
             values = values.reshape(len(values), -1)
-            some = values[:: -(-len(values) // SAMPLES)]
+            at = {*range(0, len(values), -(-len(values) // SAMPLES)), *values.argmax(0), *values.argmin(0)}
+            some = values[sorted(at)]
             seen[var] = _Seen(values.min(0), values.max(0), some)
 
     watch(None, joined)
@@ -118,6 +123,8 @@ class _Writer:
         if isinstance(head, Continuous):  # a squashed action feels its layer's errors squashed
             layers[-1] = replace(layers[-1], function=head.function)
         self.behind = {layer.function.result: layers[i + 1 :] for i, layer in enumerate(chain.layers)}
+        sources = [None, *(layer.function.result for layer in chain.layers)]
+        self.into = {layer.function.result: seen[source] for layer, source in zip(chain.layers, sources, strict=False)}
         self.builder = relax.BlockBuilder()
 
     def write(self) -> relax.Function:
@@ -181,9 +188,48 @@ class _Writer:
         weight = layer.weight.astype(np.float64) * np.reshape(codes.scale, (-1, 1))
         scale = _weight_scale(weight, codes.zero_point, layer.bias)
         output = self.output(layer.function, floor=scale)
-        accumulator = self.accumulate(codes, weight, layer.bias, scale)
-        multiplier, shift = _multipliers(scale / output.scale)
-        return self.answer_codes("tinyrl.requantize", accumulator, (multiplier, shift), output, layer.function)
+        shift = self.shift_alone(codes, layer, scale, output)
+        if shift is None:
+            accumulator = self.accumulate(codes, weight, layer.bias, scale)
+            multiplier, shift = _multipliers(scale / output.scale)
+            how = (multiplier, shift, int(output.zero_point))
+            return self.answer_codes("tinyrl.requantize", accumulator, how, output, layer.function)
+        scale, output = _shifted(scale, output, shift)
+        return self.shifted_codes(codes, weight, layer, scale, output, shift, "int8")
+
+    def shifted_codes(
+        self, codes: _Codes, weight: np.ndarray, layer: Layer, scale: np.ndarray, output: _Codes, shift: int, dtype: str
+    ) -> _Codes:
+        """A layer whose scales lie 2^shift apart. Its bias carries the zero point, which nothing has to add then."""
+        bias = layer.bias + output.zero_point * output.scale
+        accumulator = self.accumulate(codes, weight, bias, scale, dtype)
+        return self.answer_codes("tinyrl.shift", accumulator, (shift, 0), output, layer.function)
+
+    def shift_alone(self, codes: _Codes, layer: Layer, scale: np.ndarray, output: _Codes) -> int | None:
+        """The shift that requantises a layer without multipliers, or None where the outputs would feel it.
+
+        The scales of weights and outputs then lie a power of two apart: where they do not by themselves, one of them is
+        coarser than it needs to be. A multiplier an output costs three instructions and four bytes for every four.
+        """
+        exact = _outputs(self.into[layer.function.result].rows, [layer, *self.behind[layer.function.result]])
+        felt = {
+            shift: self.error(codes, layer, *_shifted(scale, output, shift), exact) for shift in range(1, MAX_SHIFT + 1)
+        }
+        best = min(felt, key=lambda shift: felt[shift])
+        return best if felt[best] <= SHIFT_ERROR * self.error(codes, layer, scale, output, exact) else None
+
+    def error(self, codes: _Codes, layer: Layer, scale: np.ndarray, output: _Codes, exact: np.ndarray) -> float:
+        """Error of the outputs for weights at `scale` and codes at `output`, all else being float."""
+        function, behind = layer.function, self.behind[layer.function.result]
+        step = scale / np.reshape(codes.scale, (-1, 1))
+        weight = np.rint(layer.weight / step) * step
+        values = (self.into[function.result].rows @ weight + layer.bias) / output.scale
+        low, high = (0, 255) if output.zero_point == -128 else (-128, 127)
+        values = np.clip(np.rint(values), low, high) * output.scale
+        if low and function.body:
+            table = _table(function, float(output.scale))
+            values = table[np.rint(values / output.scale).astype(int) + 128]
+        return _error(_outputs(values, behind), exact)
 
     def wide_layer(self, obs: Var, layer: Layer, inverse: np.ndarray, zero_point: np.ndarray) -> _Codes:
         n = len(inverse)
@@ -196,8 +242,7 @@ class _Writer:
         output = self.output(layer.function, floor=np.maximum(largest_weight * 2 / 32767, largest_sum * 4 / INT32_MAX))
         needed = np.maximum(largest_weight / 32767, largest_sum * 2 / INT32_MAX) / output.scale
         shift = int(np.clip(np.floor(-np.log2(max(float(needed.max()), 1e-9))), 1, MAX_SHIFT))
-        accumulator = self.accumulate(wide, weight, layer.bias, output.scale / 2.0**shift, dtype="int32")
-        return self.answer_codes("tinyrl.shift", accumulator, (shift,), output, layer.function)
+        return self.shifted_codes(wide, weight, layer, output.scale / 2.0**shift, output, shift, "int32")
 
     def head(self, codes: _Codes, layer: Layer) -> relax.Expr:
         weight = layer.weight.astype(np.float64) * np.reshape(codes.scale, (-1, 1))
@@ -249,7 +294,7 @@ class _Writer:
         """
         behind = self.behind[function.result]
         if _is_relu(function):
-            scale = np.maximum(_relu_scale(self.seen[function.result], behind), floor)
+            scale = np.maximum(_relu_scale(self.seen[function.source], self.seen[function.result], behind), floor)
             if function.operators == ("nn.relu",) or np.all(255 * scale <= _upper_bound(function)):
                 return _Codes(function.result, scale, np.asarray(-128.0))
         limit = _saturation(function, float(self.seen[function.source].reach.max()))
@@ -260,7 +305,7 @@ class _Writer:
         self, name: str, accumulator: Var, how: tuple[Any, ...], output: _Codes, function: Function
     ) -> _Codes:
         zero = int(output.zero_point)
-        codes = self.call(name, accumulator, *how, zero, -128, 127, dtype="int8", n=shape_of(accumulator)[1])
+        codes = self.call(name, accumulator, *how, -128, 127, dtype="int8", n=shape_of(accumulator)[1])
         if zero == -128 or not function.body:  # a clamp is all of the function
             return _Codes(codes, output.scale, output.zero_point)
         value = self.emit(
@@ -357,21 +402,24 @@ def _saturation(function: Function, largest: float) -> float:
     return float(points[min(changing[-1] + 1, 2048)]) if len(changing) else largest
 
 
-def _relu_scale(seen: _Seen, behind: Sequence[Layer]) -> np.ndarray:
+def _relu_scale(before: _Seen, seen: _Seen, behind: Sequence[Layer]) -> np.ndarray:
     """A scale a unit (n,): between one for all and each its own, clipped a little or not, by what the outputs feel least.
 
     A unit's scale is folded into the next layer's row, so that the finer its codes, the coarser the others' weights.
     """
-    high = np.where(seen.high > 0, seen.high, max(float(seen.high.max()), 0.0) or 1.0)
+    # a unit that seldom fires was seen at less than it will reach
+    likely = before.rows.mean(0) + LIKELY_DEVIATIONS * before.rows.std(0)
+    high = np.maximum(seen.high, np.minimum(likely, seen.high.max()))
+    high = np.where(high > 0, high, max(float(seen.high.max()), 0.0) or 1.0)
     exact = _outputs(seen.rows, behind)
     best, least = high / 255, np.inf
     for own in (1.0, 0.75, 0.5, 0.25, 0.0):
-        for kept in (1.0, 0.9, 0.8, 0.7):
+        for kept in (1.0, 0.9):
             scale = kept * high**own * high.max() ** (1 - own) / 255
             weight = behind[0].weight.astype(np.float64) * scale.reshape(-1, 1)
             step = _weight_scale(weight, np.zeros(1), np.zeros(1))
             codes = np.clip(np.rint(seen.rows / scale), 0, 255)
-            error = float(np.square(_outputs(codes, behind, np.rint(weight / step) * step) - exact).mean())
+            error = _error(_outputs(codes, behind, np.rint(weight / step) * step), exact)
             if error < least:
                 best, least = scale, error
     return best
@@ -383,14 +431,31 @@ def _table_scale(function: Function, seen: _Seen, largest: float, behind: Sequen
     best, least = largest, np.inf
     for kept in np.linspace(1, 0.3, 15):
         scale = kept * largest
-        table = function(np.arange(-128.0, 128.0) * scale)
-        step, zero = _symmetric_or_not(table)
-        table = (np.clip(np.rint(table / step) + zero, -128, 127) - zero) * step
+        table = _table(function, scale)
         codes = np.clip(np.rint(seen.rows / scale) if scale else 0 * seen.rows, -128, 127).astype(int)
-        error = float(np.square(_outputs(table[codes + 128], behind) - exact).mean())
+        error = _error(_outputs(table[codes + 128], behind), exact)
         if error < least:
             best, least = scale, error
     return best or 1.0
+
+
+def _table(function: Function, scale: float) -> np.ndarray:
+    """What the codes -128..127 at `scale` become, (256,), themselves codes again."""
+    table = function(np.arange(-128.0, 128.0) * scale)
+    step, zero = _symmetric_or_not(table)
+    return (np.clip(np.rint(table / step) + zero, -128, 127) - zero) * step
+
+
+def _shifted(scale: np.ndarray, output: _Codes, shift: int) -> tuple[np.ndarray, _Codes]:
+    """Scales of weights (n_out,) and of codes, a power of two apart and neither finer than it was."""
+    floor = np.ldexp(scale, shift)
+    coarse = np.maximum(output.scale, floor if output.scale.ndim else floor.max())
+    return np.broadcast_to(np.ldexp(coarse, -shift), scale.shape), replace(output, scale=coarse)
+
+
+def _error(outputs: np.ndarray, exact: np.ndarray) -> float:
+    """How far `outputs` are from `exact`: the fourth-power mean, which a few rows far off weigh in as many small ones."""
+    return float(np.mean((outputs - exact) ** 4) ** 0.25)
 
 
 def _outputs(rows: np.ndarray, layers: Sequence[Layer], first_weight: np.ndarray | None = None) -> np.ndarray:

@@ -36,6 +36,7 @@ class Layout:
     Why three levels in a block: MVE narrows two vectors into the even and odd lanes of one, twice. If the vectors hold
     output lane*pair*odd + pair*odd + odd the interleaving leaves them in their natural order, at no cost.
     `origin` elements into the weights is where their pointer points: a vector load reaches 508 bytes to either side.
+    `joint` is for pairs that are summed together, chunk by chunk of one load of the inputs.
     """
 
     blocks: int
@@ -45,6 +46,7 @@ class Layout:
     chunks: int
     chunk: int
     origin: int = 0
+    joint: bool = False
 
     @property
     def n_out(self) -> int:
@@ -67,11 +69,13 @@ class Layout:
         )
 
     def pack_weight(self, weight: np.ndarray) -> np.ndarray:
-        """(n_out, n_in) -> (blocks, odd, pair, chunks, lanes, chunk), the order a schedule consumes it in."""
+        """(n_out, n_in) -> (blocks, odd, pair, chunks, lanes, chunk), the order a schedule consumes it in; joint pairs
+        have (blocks, odd, chunks, pair, lanes, chunk)."""
         padded = np.zeros((weight.shape[0], self.n_in), weight.dtype)
         padded[:, : weight.shape[1]] = weight
         split = self.pack_outputs(padded).reshape(*self.group, self.chunks, self.chunk)
-        return np.ascontiguousarray(split.swapaxes(3, 4))
+        packed = split.swapaxes(3, 4)
+        return np.ascontiguousarray(packed.swapaxes(2, 3) if self.joint else packed)
 
 
 @dataclass(frozen=True)
@@ -226,7 +230,7 @@ class DenseCodes:
             T.func_name("dense_codes")
             T.func_attr({"tirx.noalias": True})
             x = T.arg("codes", T.Buffer((chunks, chunk), "int32" if self.wide else "int8"))
-            shape = (blocks, odd, pair, chunks, lanes, chunk)
+            shape = (blocks, odd, *((chunks, pair) if layout.joint else (pair, chunks)), lanes, chunk)
             weight = T.arg("weight", T.Buffer(shape, str(self.weight.dtype), elem_offset=-layout.origin))
             per_output = 1 if self.multiplier is None else 2
             requant = T.arg("requant", T.Buffer((blocks, odd, pair, per_output, lanes), "int32"))
@@ -236,13 +240,15 @@ class DenseCodes:
             scaled = IRBuilder.name("scaled", T.sblock_alloc_buffer(layout.group, "int32"))
             with T.grid(*layout.group, chunks, chunk) as loops, T.sblock("accumulate"):
                 b, o, p, l, c, k = T.axis.remap("SSSSRR", _named("boplck", loops))
-                with T.init():
-                    T.buffer_store(acc, T.int32(0), [b, o, p, l])
-                product = _int32(x, [c, k]) * _int32(weight, [b, o, p, c, l, k])
+                with T.init():  # a dot product starts at zero: it could not be matched else
+                    T.buffer_store(acc, requant[b, o, p, 0, l] if self.wide else T.int32(0), [b, o, p, l])
+                place = [b, o, *((c, p) if layout.joint else (p, c)), l, k]
+                product = _int32(x, [c, k]) * _int32(weight, place)
                 T.buffer_store(acc, acc[b, o, p, l] + product, [b, o, p, l])
             with T.grid(*layout.group) as loops, T.sblock("scale"):
                 b, o, p, l = T.axis.remap("SSSS", _named("bopl", loops))
-                value = self.scale(acc[b, o, p, l], lambda j: requant[b, o, p, j, l])
+                total = acc[b, o, p, l]
+                value = total if self.wide else self.scale(total, lambda j: requant[b, o, p, j, l])
                 T.buffer_store(scaled, value, [b, o, p, l])
             with T.grid(*layout.group) as loops, T.sblock("narrow"):
                 b, o, p, l = T.axis.remap("SSSS", _named("bopl", loops))

@@ -8,6 +8,7 @@ same thing; TVM refuses the others.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,26 +20,46 @@ from tvm.script.ir_builder import tirx as T
 from schedules import mve_intrinsics as mve
 from schedules import portable
 from schedules.kernels import ArgMax, Clamp, DenseCodes, DenseFloat, DenseHead, Layout, Quantize
-from schedules.knobs import Choices, Rule
+from schedules.knobs import Choices, Knobs, Rule
 
 # A vector load reaches 508 bytes before and behind its pointer, so one pointer covers a window of 1,024 bytes.
 REACH_BYTES = 508
 # x stays in four vector registers; the other four hold weights and results.
 RESIDENT_CHUNKS = 4
-# Chunks of a streamed layer's four outputs that fill a window.
-STREAMED_CHUNKS = 16
+# Chunks of a streamed layer's eight outputs that fill a window.
+STREAMED_CHUNKS = 8
 # The dot product accumulates in even core registers, of which eight exist.
 HEAD_LANES = 8
 
 
-def dense_codes_layout(kernel: DenseCodes, _: Choices) -> Layout:
+def dense_codes_knobs(kernel: DenseCodes) -> Knobs:
+    """`joint`: eight outputs at a time past x in memory, rather than four past x in registers, which takes few inputs;
+    `windows` of weights in one iteration; `loops`: the low-overhead kind, which keeps a register from the sums."""
+    if kernel.wide:
+        return {"loops": (1, 0)}
+    chunks = -(-kernel.weight.shape[1] // 16)
+    if chunks <= RESIDENT_CHUNKS:
+        return {"joint": (0, 1), "loops": (1, 0)}
+    return {"joint": (1,), "window": (8, 7, 6, 5, 4), "windows": (2, 1), "loops": (0, 1)}
+
+
+def dense_codes_layout(kernel: DenseCodes, choices: Choices) -> Layout:
     n_out, n_in = kernel.weight.shape
     blocks = -(-n_out // 16)
     if kernel.wide:
         return Layout(blocks, 2, 2, 4, n_in, 1)
-    chunks = _even_chunks(n_in)
-    window = 256 * chunks if chunks <= RESIDENT_CHUNKS else 64 * _divisor(chunks, STREAMED_CHUNKS)
-    return Layout(blocks, 2, 2, 4, chunks, 16, origin=_middle(window))
+    if not choices["joint"]:
+        row = max(16, -(-n_in // 4) * 4)
+        return Layout(blocks, 2, 2, 4, 1, row, origin=_middle(16 * row))
+    window = _window(-(-n_in // 16), choices.get("window", STREAMED_CHUNKS))
+    chunks = -(-n_in // (16 * window)) * window
+    if kernel.table is None:
+        return Layout(-(-n_out // 8), 1, 2, 4, chunks, 16, origin=_middle(128 * window), joint=True)
+    return Layout(blocks, 2, 2, 4, chunks, 16, origin=_middle(128 * window), joint=True)
+
+
+def dense_codes_attributes(choices: Choices) -> tuple[str, ...]:
+    return () if choices["loops"] else ("-lob",)
 
 
 def dense_head_layout(kernel: DenseHead, _: Choices) -> Layout:
@@ -46,7 +67,8 @@ def dense_head_layout(kernel: DenseHead, _: Choices) -> Layout:
     if kernel.floating:
         return Layout(-(-n_out // 4), 1, 1, 4, n_in, 1)
     lanes = n_out if n_out <= HEAD_LANES else 4
-    chunks = _even_chunks(n_in)
+    chunks = -(-n_in // 16)
+    chunks = -(-chunks // 4) * 4 if chunks > STREAMED_CHUNKS else chunks
     return Layout(-(-n_out // lanes), 1, 1, lanes, chunks, 16, origin=_middle(16 * lanes * min(chunks, 4)))
 
 
@@ -69,33 +91,43 @@ def schedule_observation(schedule: Schedule, kernel: Quantize | Clamp, layout: L
         schedule.vectorize(lanes)
 
 
-def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout, _: Choices) -> None:
+def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout, choices: Choices) -> None:
     accumulate, scale, narrow = (schedule.get_sblock(name) for name in ("accumulate", "scale", "narrow"))
     block, odd, pair, lane, chunk, k = schedule.get_loops(accumulate)
-    outer = None
     unrolled: tuple[Any, ...]
     if kernel.wide:
         schedule.reorder(block, odd, pair, chunk, k, lane)
-        first, scale_at, unrolled = chunk, pair, (odd, pair, chunk, k)
+        first, scale_at, dots, unrolled = chunk, pair, None, (odd, pair, chunk, k)
         schedule.vectorize(lane)
-    elif layout.chunks <= RESIDENT_CHUNKS:
+    elif not layout.joint:
         schedule.reorder(block, odd, pair, chunk, lane, k)
-        first, scale_at, unrolled = chunk, pair, (odd, pair, chunk)
+        first, scale_at, dots, unrolled = chunk, pair, lane, (odd, pair, chunk)
     else:
-        # one window of weights to an iteration: beyond it LLVM adds an offset before every load
-        outer, inner = schedule.split(chunk, [None, _divisor(layout.chunks, STREAMED_CHUNKS)])
-        schedule.reorder(block, odd, pair, outer, inner, lane, k)
-        first, scale_at, unrolled = outer, pair, (inner,)
+        window = _window(layout.chunks, choices.get("window", STREAMED_CHUNKS))
+        windows = _divisor(layout.chunks // window, choices.get("windows", 1))
+        outer, middle, inner = schedule.split(chunk, [None, windows, window])
+        schedule.reorder(block, odd, outer, middle, inner, pair, lane, k)
+        first, scale_at, dots, unrolled = outer, odd, inner, (middle,)
     schedule.reverse_compute_at(scale, scale_at, preserve_unit_loops=True)
     schedule.reverse_compute_at(narrow, block, preserve_unit_loops=True)
     for loop in unrolled:
         schedule.unroll(loop)
     start = schedule.decompose_reduction(accumulate, first)
-    if not kernel.wide:
+    if layout.joint:
+        for loop in (*schedule.get_loops(start)[-2:], schedule.get_loops(scale)[-2]):
+            schedule.unroll(loop)
+        schedule.tensorize(dots, _window_dots(window))
+    elif not kernel.wide:
         schedule.unroll(schedule.get_loops(start)[-1])
-        schedule.tensorize(lane, _dots(layout.lanes, fenced=outer is not None))
-    schedule.tensorize(schedule.get_loops(scale)[-1], _scale4(kernel))
-    schedule.tensorize(schedule.get_loops(narrow)[-3], _narrow16(kernel))
+        schedule.tensorize(dots, _row_dots(layout.lanes, layout.chunk))
+    if kernel.wide:
+        schedule.vectorize(schedule.get_loops(scale)[-1])
+    else:
+        schedule.tensorize(schedule.get_loops(scale)[-1], _scale4(kernel))
+    if layout.odd == 2:
+        schedule.tensorize(schedule.get_loops(narrow)[-3], _narrow16(kernel))
+    else:
+        schedule.tensorize(schedule.get_loops(narrow)[-2], _narrow8(kernel))
 
 
 def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout, _: Choices) -> None:
@@ -133,10 +165,11 @@ def schedule_dense_float(schedule: Schedule, kernel: DenseFloat, layout: Layout,
     schedule.decompose_reduction(accumulate, outer)
 
 
-def _even_chunks(n_in: int) -> int:
-    """Chunks of 16 inputs; past a window, a multiple of eight so that the windows are equal."""
-    chunks = -(-n_in // 16)
-    return chunks if chunks <= STREAMED_CHUNKS else -(-chunks // 8) * 8
+def _window(chunks: int, at_most: int) -> int:
+    """Chunks in each of a few equal windows, the most that waste fewest."""
+    if chunks <= at_most:
+        return chunks
+    return min(range(at_most, (at_most - 1) // 2, -1), key=lambda window: -chunks % window)
 
 
 def _divisor(value: int, at_most: int) -> int:
@@ -177,12 +210,88 @@ def _dots(lanes: int, fenced: bool) -> str:
     return _registered(f"mve_dots_{lanes}_{int(fenced)}", function)
 
 
+def _row_dots(lanes: int, n_in: int) -> str:
+    """acc[l] + sum of `n_in` products, for each of `lanes` outputs whose rows lie one behind the other.
+
+    A last vector that would reach past its row starts earlier instead, and what it repeats of x is zero there.
+    """
+    starts = [min(start, n_in - 16) for start in range(0, n_in, 16)]
+
+    def vector_of_x(x: Any, start: int, done: int) -> Any:
+        codes = x.vload([start], "int8x16")
+        if start == done:
+            return codes
+        mask = tirx.Shuffle([T.int8(-1 if start + i >= done else 0) for i in range(16)], list(range(16)))
+        return T.bind(T.bitwise_and(codes, mask))
+
+    def function(vector: bool) -> tirx.PrimFunc:
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("row_dots")
+            x = T.arg("x", T.Buffer((n_in,), "int8", offset_factor=1))
+            weight = T.arg("weight", T.Buffer((lanes, n_in), "int8", offset_factor=1))
+            acc = T.arg("acc", T.Buffer((lanes,), "int32", offset_factor=1))
+            with T.sblock("root"):
+                T.reads(acc[0:lanes], x[0:n_in], weight[0:lanes, 0:n_in])
+                T.writes(acc[0:lanes])
+                if vector:
+                    for index, start in enumerate(starts):
+                        codes = vector_of_x(x, start, 16 * index)
+                        for l in range(lanes):
+                            value = mve.vmladava(acc[l], codes, weight.vload([l, start], "int8x16"))
+                            T.buffer_store(acc, value, [l])
+                else:
+                    with T.grid(lanes, n_in) as (i, j), T.sblock("accumulate"):
+                        l, k = T.axis.spatial(lanes, i), T.axis.reduce(n_in, j)
+                        product = T.Cast("int32", x[k]) * T.Cast("int32", weight[l, k])
+                        T.buffer_store(acc, acc[l] + product, [l])
+        return builder.get()
+
+    return _registered(f"mve_row_dots_{lanes}_{n_in}", function)
+
+
+def _window_dots(chunks: int) -> str:
+    """acc[p, l] + sum of `chunks` * 16 products, for the eight outputs of a joint pair: one window of weights.
+
+    The window's place is hidden from LLVM: it would else address all windows from the first, by an addition a load.
+    """
+
+    reach = _middle(128 * chunks)
+
+    def function(vector: bool) -> tirx.PrimFunc:
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("window_dots")
+            x = T.arg("x", T.Buffer((chunks, 16), "int8", offset_factor=1))
+            weight = T.arg("weight", T.Buffer((chunks, 2, 4, 16), "int8", offset_factor=1))
+            acc = T.arg("acc", T.Buffer((2, 4), "int32", offset_factor=1))
+            with T.sblock("root"):
+                T.reads(acc[0:2, 0:4], x[0:chunks, 0:16], weight[0:chunks, 0:2, 0:4, 0:16])
+                T.writes(acc[0:2, 0:4])
+                if vector:
+                    # in words, because a vector of bytes is loaded by words where these are known to be aligned
+                    middle = T.bind(mve.opaque((weight.elem_offset + reach) // 4))
+                    near = T.decl_buffer((chunks, 2, 4, 16), "int8", data=weight.data, elem_offset=middle * 4 - reach)
+                    for c in range(chunks):
+                        for p, l in itertools.product(range(2), range(4)):
+                            codes, row = x.vload([c, 0], "int8x16"), near.vload([c, p, l, 0], "int8x16")
+                            T.buffer_store(acc, mve.vmladava(acc[p, l], codes, row), [p, l])
+                        T.evaluate(mve.fence(acc[0, 0]))  # no load of the next chunk before: registers are few
+                else:
+                    with T.grid(chunks, 2, 4, 16) as loops, T.sblock("accumulate"):
+                        p, l, c, k = T.axis.remap("SSRR", [loops[1], loops[2], loops[0], loops[3]])
+                        product = T.Cast("int32", x[c, k]) * T.Cast("int32", weight[c, p, l, k])
+                        T.buffer_store(acc, acc[p, l] + product, [p, l])
+        return builder.get()
+
+    return _registered(f"mve_window_dots_{chunks}", function)
+
+
 def _scale4(kernel: DenseCodes) -> str:
     """Four accumulators biased and multiplied: `vadd`, `vqrdmulh` and, where negatives show, `vqdmlah`."""
     per_output = 1 if kernel.multiplier is None else 2
 
     def vector_value(acc: Any, requant: Any) -> Any:
-        value = acc.vload([0], "int32x4") + requant.vload([0, 0], "int32x4")
+        # element by element: read as a vector, LLVM would keep the accumulators in one between two windows
+        value = tirx.Shuffle([acc[0], acc[1], acc[2], acc[3]], list(range(4))) + requant.vload([0, 0], "int32x4")
         if kernel.multiplier is None:
             return value
         value = mve.vqrdmulh(value, requant.vload([1, 0], "int32x4"))
@@ -258,6 +367,45 @@ def _narrow16(kernel: DenseCodes) -> str:
     return _registered(f"mve_narrow16_{limits}", function)
 
 
+def _narrow8(kernel: DenseCodes) -> str:
+    """Eight scaled accumulators to eight codes in natural order: `vqrshrn`, `vqmovn` and a store of every other byte."""
+
+    def vector_value(scaled: Any) -> Any:
+        even_lanes, odd_lanes = (scaled.vload([0, pair, 0], "int32x4") for pair in (0, 1))
+        half = mve.narrow_to_int16(T.reinterpret("int16x8", even_lanes), even_lanes, kernel.shift, 0)
+        half = mve.narrow_to_int16(half, odd_lanes, kernel.shift, 1)
+        if kernel.zero_point:
+            half = mve.vqadd16(half, T.broadcast(T.int16(kernel.zero_point), 8))
+        half = T.bind(half)
+        codes = T.reinterpret("int16x8", mve.narrow_to_int8(T.reinterpret("int8x16", half), half, 0, 0))
+        codes = T.Cast("int8x8", codes)
+        if kernel.low > -128:
+            codes = T.max(codes, T.broadcast(T.int8(kernel.low), 8))
+        if kernel.high < 127:
+            codes = T.min(codes, T.broadcast(T.int8(kernel.high), 8))
+        return codes
+
+    def function(vector: bool) -> tirx.PrimFunc:
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("narrow8")
+            scaled = T.arg("scaled", T.Buffer((1, 2, 4), "int32", offset_factor=1))
+            out = T.arg("out", T.Buffer((4, 2, 1), "int8", offset_factor=1))
+            with T.sblock("root"):
+                T.reads(scaled[0:1, 0:2, 0:4])
+                T.writes(out[0:4, 0:2, 0:1])
+                if vector:
+                    T.buffer_store(out, vector_value(scaled), [0, 0, T.ramp(0, 1, 8)])
+                else:
+                    with T.grid(2, 4) as (i, j), T.sblock("narrow"):
+                        p, l = T.axis.remap("SS", [i, j])
+                        T.buffer_store(out, kernel.narrow(scaled[0, p, l], None), [l, p, 0])
+        return builder.get()
+
+    return _registered(
+        f"mve_narrow8_{kernel.shift}_{kernel.zero_point}_{kernel.low}_{kernel.high}".replace("-", "m"), function
+    )
+
+
 def _registered(name: str, function: Callable[[bool], tirx.PrimFunc]) -> str:
     if TensorIntrin.get(name, allow_missing=True) is None:
         TensorIntrin.register(name, function(False), function(True))
@@ -267,7 +415,7 @@ def _registered(name: str, function: Callable[[bool], tirx.PrimFunc]) -> str:
 RULES = {
     Quantize: Rule(portable.observation_layout, schedule_observation),
     Clamp: Rule(portable.observation_layout, schedule_observation),
-    DenseCodes: Rule(dense_codes_layout, schedule_dense_codes),
+    DenseCodes: Rule(dense_codes_layout, schedule_dense_codes, dense_codes_knobs, dense_codes_attributes),
     DenseHead: Rule(dense_head_layout, schedule_dense_head),
     DenseFloat: Rule(dense_float_layout, schedule_dense_float),
 }

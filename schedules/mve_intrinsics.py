@@ -19,6 +19,7 @@ _VSHRN = llvm_lookup_intrinsic_id("llvm.arm.mve.vshrn")
 _VQMOVN = llvm_lookup_intrinsic_id("llvm.arm.mve.vqmovn")
 _GATHER = llvm_lookup_intrinsic_id("llvm.arm.mve.vldr.gather.offset")
 _SPACE = llvm_lookup_intrinsic_id("llvm.arm.space")
+_SSAT = llvm_lookup_intrinsic_id("llvm.arm.ssat")
 _SADD_SAT = llvm_lookup_intrinsic_id("llvm.sadd.sat")
 
 
@@ -67,3 +68,8 @@ def gather_bytes(table: Any, offsets: Any) -> Any:
 def fence(value: Any) -> Any:
     """No instruction: zero bytes of space with a side effect, which loads are not moved across."""
     return _call(_SPACE, "int32", 0, value)
+
+
+def opaque(value: Any) -> Any:
+    """`ssat` to 32 bits: the int32 itself, which LLVM does not see through."""
+    return _call(_SSAT, "int32", value, 32)
