@@ -32,7 +32,7 @@ import numpy as np
 from tinyrl_tvm import __version__, toolchain
 from tinyrl_tvm.errors import TinyrlError, unknown_name
 from tinyrl_tvm.library import ModelLibrary
-from tinyrl_tvm.targets import BOARDS, TARGETS, board_named
+from tinyrl_tvm.targets import ARCHITECTURES, BOARDS, TARGETS, Board, board_named
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -65,11 +65,10 @@ class Option:
 @dataclass(frozen=True)
 class Platform:
     """A way to build a project. `borrows` are files of the host's template that the platform shares;
-    `products` are what `make` leaves behind, `tools` what it needs."""
+    `products` are what `make` leaves behind."""
 
     name: str
     summary: str
-    tools: tuple[str, ...]
     products: tuple[str, ...]
     borrows: tuple[str, ...] = ()
     options: tuple[Option, ...] = ()
@@ -81,13 +80,11 @@ PLATFORMS = {
         Platform(
             "host",
             "plain C99 for this machine: a shared library and a program that replays the test vectors",
-            tools=("make", "cc"),
             products=("out/libpolicy.so", "out/replay"),
         ),
         Platform(
             "baremetal",
             "firmware without an operating system: start-up code, linker script, console over semihosting",
-            tools=("make", "arm-none-eabi-gcc"),
             products=("out/firmware.elf", "out/firmware_empty.elf"),
             borrows=(
                 "src/console.c",
@@ -216,6 +213,16 @@ class Project:
     def interface(self) -> Interface:
         return Interface.of(self.library)
 
+    @property
+    def board(self) -> Board | None:
+        """None on the host."""
+        return board_named(self.options["board"]) if "board" in self.options else None
+
+    @property
+    def compiler(self) -> str:
+        """Its name in `toolchain.TOOLS`."""
+        return self.board.architecture.compiler if self.board else "cc"
+
 
 @dataclass(frozen=True)
 class BuiltProject:
@@ -279,13 +286,12 @@ def load(folder: Path) -> Project:
 
 def build(project: Project) -> BuiltProject:
     """Run the project's own Makefile. Two builds of one folder wait for each other."""
-    for tool in PLATFORMS[project.platform].tools:
-        toolchain.find(tool)
-    command: list[str | Path] = [toolchain.find("make"), "--no-print-directory", f"-j{os.cpu_count() or 1}", "all"]
+    make = toolchain.find("make")
+    toolchain.find(project.compiler)
+    command: list[str | Path] = [make, "--no-print-directory", f"-j{os.cpu_count() or 1}", "all"]
+    environment = toolchain.build_environment(project.compiler)
     with _one_build_at_a_time(project.folder):
-        made = subprocess.run(
-            command, cwd=project.folder, env=toolchain.build_environment(), capture_output=True, text=True, check=False
-        )
+        made = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
     if made.returncode != 0:
         raise _build_error(project, made.stderr)
     return built(project)
@@ -337,10 +343,9 @@ def _project_files(library: ModelLibrary, platform: str, options: Mapping[str, s
         )
     files = _policy_files(library)
     sources = [path for path in files if path.endswith((".c", ".S"))]
-    holes = _holes(interface, Vectors.of(library), sources)
-    if board:
-        holes |= {"board": board, "board_cflags": " ".join(TARGETS[board.target].cflags)}
-    for path, template in _template_files(platform, options):
+    templates = dict(_template_files(platform, board))
+    holes = _holes(interface, Vectors.of(library), sources) | (_board_holes(board, list(templates)) if board else {})
+    for path, template in templates.items():
         text = template.read_text(encoding="utf-8")
         if path.endswith(".jinja"):
             path, text = path.removesuffix(".jinja"), TEMPLATES.from_string(text).render(holes)  # noqa: PLW2901
@@ -390,16 +395,28 @@ def _holes(interface: Interface, vectors: Vectors, sources: list[str]) -> dict[s
     }
 
 
-def _template_files(platform: str, options: Mapping[str, str]) -> Iterator[tuple[str, Traversable]]:
-    """(path in the project, template). Of `boards/` only the chosen one, as `board/`."""
+def _board_holes(board: Board, paths: list[str]) -> dict[str, Any]:
+    architecture = board.architecture
+    tools = (toolchain.TOOLS[name] for name in (architecture.compiler, architecture.emulator))
+    return {
+        "board": board,
+        "board_cflags": " ".join(TARGETS[board.target].cflags),
+        "architecture": architecture,
+        "architecture_sources": [
+            path for path in paths if path.startswith(f"{architecture.name}/") and path.endswith(".c")
+        ],
+        "packages": [package for tool in tools for package in tool.packages],
+    }
+
+
+def _template_files(platform: str, board: Board | None) -> Iterator[tuple[str, Traversable]]:
+    """(path in the project, template). Of the folders of architectures only the board's."""
     templates = resources.files("microtvm_projects")
     for borrowed in PLATFORMS[platform].borrows:
         yield borrowed, templates.joinpath("host", borrowed)
     for path, template in _files_below(templates.joinpath(platform), PurePosixPath()):
-        if path.parts[0] != "boards":
+        if path.parts[0] not in ARCHITECTURES or (board and path.parts[0] == board.architecture.name):
             yield str(path), template
-        elif path.parts[1] == options["board"]:
-            yield str(PurePosixPath("board", *path.parts[2:])), template
 
 
 def _files_below(folder: Traversable, path: PurePosixPath) -> Iterator[tuple[PurePosixPath, Traversable]]:
@@ -458,10 +475,32 @@ def _one_build_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def _build_error(project: Project, log: str) -> TinyrlError:
+    if project.board and (reason := _why_it_does_not_fit(project.board, log)):
+        return TinyrlError(f"the policy does not fit '{project.board.name}': {reason}; try {_smaller(project)}")
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    for line in lines:
-        if "overflowed by" in line:
-            reason = line.split(": ")[-1]
-            return TinyrlError(f"the policy does not fit: {reason}; try --precision int8 or a smaller network")
     telling = [line for line in lines if "error:" in line or "cannot find" in line] or lines[-1:] or ["make failed"]
     return TinyrlError(f"the build failed: {telling[0]}; run 'make' in '{project.folder}' to see all of it")
+
+
+def _why_it_does_not_fit(board: Board, log: str) -> str | None:
+    """What the linker says of a region, or of the stack, in numbers."""
+    sizes = {"FLASH": board.flash_bytes, "RAM": board.ram_bytes}
+    excess: dict[str, int] = {}
+    for region, n_bytes in re.findall(r"region `(FLASH|RAM)' overflowed by (\d+) bytes", log):
+        excess[region] = max(excess.get(region, 0), int(n_bytes))  # of the two programs the larger
+    if excess:
+        needs = (f"{sizes[region] + excess[region]:,} B of {_IN_PROSE[region]}" for region in excess)
+        has = (f"{sizes[region]:,} B of {_IN_PROSE[region]}" for region in excess)
+        return f"its firmware needs {' and '.join(needs)}, the board has {' and '.join(has)}"
+    if NO_STACK in log:
+        return f"{NO_STACK}, the board has {board.ram_bytes:,} B of RAM"
+    return None
+
+
+NO_STACK = "less than 4 KiB of RAM are left for the stack"  # what the linker scripts assert
+_IN_PROSE = {"FLASH": "flash", "RAM": "RAM"}
+
+
+def _smaller(project: Project) -> str:
+    network = "a smaller network"
+    return network if project.library.interface.get("precision") == "int8" else f"--precision int8 or {network}"
