@@ -14,8 +14,9 @@ from tinyrl_tvm.device import host, micro, qemu
 from tinyrl_tvm.device.measurement import Measurement, judge
 from tinyrl_tvm.device.observations import joined, observation_rows, read_observations
 from tinyrl_tvm.errors import TinyrlError
+from tinyrl_tvm.interface import Interface, Vectors
 from tinyrl_tvm.library import ModelLibrary
-from tinyrl_tvm.project import Interface, Project, Vectors, build, create
+from tinyrl_tvm.project import Project, build, create
 
 ASK_FIRST_ROW = "    action[0] = obs[0];\n    return 0;"
 

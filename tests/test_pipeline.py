@@ -17,8 +17,8 @@ from policies import arg_max, compile_model, dense_policy, greater, multi_discre
 from relay_passes.report import Change
 from tinyrl_tvm.device import host
 from tinyrl_tvm.errors import TinyrlError, UnsupportedOp
+from tinyrl_tvm.interface import Interface, Vectors
 from tinyrl_tvm.pipeline import Budget, Compiled, compile_policy, module_identifier
-from tinyrl_tvm.project import Interface, Vectors
 from tinyrl_tvm.targets import TARGETS
 
 MODEL = dense_policy((6, 16, 12, 3), activation="Tanh")

@@ -19,8 +19,9 @@ import pytest
 from tinyrl_tvm import project as projects
 from tinyrl_tvm import toolchain
 from tinyrl_tvm.errors import TinyrlError
+from tinyrl_tvm.interface import MAX_BUILT_IN_VECTORS, Interface, Vectors
 from tinyrl_tvm.library import ModelLibrary
-from tinyrl_tvm.project import PLATFORMS, Interface, Vectors, build, create, load
+from tinyrl_tvm.project import PLATFORMS, build, create, load
 from tinyrl_tvm.targets import BOARDS, TARGETS, Target
 
 N_VECTORS = 64
@@ -311,7 +312,7 @@ def test_vectors_that_cannot_be_used_are_refused(bad: np.ndarray) -> None:
 def test_a_long_recording_is_carried_in_part_evenly() -> None:
     observations = observations_of(2, 1000)
     built_in = Vectors.of(hand_written_library("return 0;", observations, observations)).built_in
-    assert len(built_in) == projects.MAX_BUILT_IN_VECTORS
+    assert len(built_in) == MAX_BUILT_IN_VECTORS
     assert built_in[0] == 0
     assert built_in[-1] == 999
     assert set(np.diff(built_in)) <= {15, 16}
