@@ -8,7 +8,7 @@
 
 #include "board.h"
 #include "console.h"
-#include "systick.h"
+#include "ticks.h"
 #include "trial.h"
 
 #define GUARD 0xa5u
@@ -93,26 +93,26 @@ static void examine(void)
 static __attribute__((noinline)) uint32_t ticks_of_subject(uint32_t rounds)
 {
     void (*const call)(KERNEL_PARAMETERS) = subject;
-    const uint32_t start = systick_ticks();
+    const uint32_t start = ticks_now();
     for (uint32_t round = 0; round < rounds; round++) {
         for (uint32_t row = 0; row < N_ROWS; row++) {
             KERNEL_CALL(call, trial_questions[row], output.values);
         }
     }
-    return systick_ticks() - start;
+    return ticks_now() - start;
 }
 
 static void count(void)
 {
     uint32_t rounds = 1, ticks = 0;
-    systick_start();
+    ticks_start();
     subject = KERNEL;
     while ((ticks = ticks_of_subject(rounds)) < ENOUGH_TICKS && rounds * N_ROWS < MOST_CALLS) {
         rounds *= 2;
     }
     subject = no_kernel;
     const uint32_t empty = ticks_of_subject(rounds);
-    systick_stop();
+    ticks_stop();
     const uint64_t hundredths = (uint64_t)(ticks - empty) * INSTRUCTIONS_PER_100_TICKS / (rounds * N_ROWS);
     console_text("hundredths ");
     console_unsigned((uint32_t)hundredths);
