@@ -67,7 +67,7 @@ class Bench:
         self.board, self.target = board, target_named(board.target)
         self._folder, self._workers, self._timeout_s = folder, workers, timeout_s
         self._commands = _commands(board, folder / "board")
-        self._exams: dict[int, Exam] = {}
+        self._exams: dict[Task, Exam] = {}
         self._harnesses: dict[str, Path] = {}
         self._lock = threading.Lock()
 
@@ -139,12 +139,12 @@ class Bench:
 
     def _exam(self, task: Task) -> Exam:
         with self._lock:
-            if task.index not in self._exams:
+            if task not in self._exams:
                 *arrays, _ = task.placed(task.default).arguments
                 _, dtype, length = arrays[0]
                 n_rows = max(4, min(MAX_ROWS, QUESTION_BYTES // (length * ITEM_BYTES[dtype])))
-                self._exams[task.index] = exam(task.kernel, n_rows)
-            return self._exams[task.index]
+                self._exams[task] = exam(task.kernel, n_rows)
+            return self._exams[task]
 
     def _harness(self, header: str) -> Path:
         """The object of `trial.c` for a header; most trials of a task share one."""
@@ -175,8 +175,9 @@ class Bench:
         except subprocess.TimeoutExpired:
             raise Rejected(f"the build did not end within {self._timeout_s:g} s") from None
         if done.returncode != 0:
-            lines = [line for line in done.stderr.splitlines() if "rror" in line or "overflowed" in line]
-            raise Rejected(f"does not build: {(lines or done.stderr.splitlines() or ['no reason given'])[0]}")
+            lines = [line for line in done.stderr.splitlines() if re.search("rror:|undefined|overflowed", line)]
+            reason = (lines or done.stderr.splitlines() or ["no reason given"])[0]
+            raise Rejected(f"does not build: {reason.replace(f'{self._folder}/', '')}")
 
 
 def judge(printed: str) -> float:
