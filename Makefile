@@ -10,7 +10,7 @@ TEST_TOOLS := $(TOOLS) gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu
 PIP_FLAGS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format bench policies clean help
+.PHONY: demo test lint format bench records policies clean help
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/:/' | awk -F: '{printf "%-10s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ format: $(VENV)/.dev ## rewrite the sources as ruff wants them
 
 bench: $(VENV)/.core .tools ## measure, and write the tables of the README
 	$(BIN)/python benchmarks/latency.py
+
+records: $(VENV)/.dev .test-tools ## tune the reference policies for every board, and write the records that ship
+	$(BIN)/python benchmarks/tune_references.py
 
 policies: $(VENV)/.dev ## train the two policies of the repository again (extra `rl`, about ten minutes)
 	$(BIN)/python benchmarks/policies/train.py cartpole

@@ -505,7 +505,7 @@ def test_compile_takes_choices_from_records_and_says_where_they_are_a_neighbours
     texts, notes = [], []
     for records in (own, near):
         compiled = pipeline.compile_policy(P1[0], target="cortex-m4", calibration=P1[2], tuning_records=records)
-        texts.append(compiled.library.files["codegen/host/src/P1_lib0.c"])
+        texts.append(compiled.library.files["codegen/host/src/p1_lib0.c"])
         notes.append([note for note in compiled.notes if "tuned" in note])
     assert texts[0] == texts[1]
     assert notes == [[], ["dense 64 -> 64, int8: scheduled as 128 -> 64 was tuned, which is the nearest"]]

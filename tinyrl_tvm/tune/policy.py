@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from schedules import Kernel
 from tinyrl_tvm import pipeline
 from tinyrl_tvm.records import Record, RecordFile, Records, read
 from tinyrl_tvm.targets import target_named
@@ -23,12 +24,20 @@ class Tuned:
     notes: tuple[str, ...] = field(default=())
 
 
+def compiled_kernels(
+    path: Path, *, target: str, precision: str | None = None, calibration: Path | None = None, output: str | None = None
+) -> tuple[Kernel, ...]:
+    """The kernels of a policy as `compile` would place them for `target`, in calling order."""
+    return pipeline.compile_policy(
+        path, target=target, precision=precision, calibration=calibration, output=output
+    ).kernels
+
+
 def tasks_of_policy(
     path: Path, *, target: str, precision: str | None = None, calibration: Path | None = None, output: str | None = None
 ) -> tuple[Task, ...]:
-    """The distinct kernels of a policy as `compile` would place them for `target`."""
-    compiled = pipeline.compile_policy(path, target=target, precision=precision, calibration=calibration, output=output)
-    return tasks_of(compiled.kernels, target_named(target).kernels)
+    kernels = compiled_kernels(path, target=target, precision=precision, calibration=calibration, output=output)
+    return tasks_of(kernels, target_named(target).kernels)
 
 
 def read_known(records: Path, given: Path | None, target: str) -> tuple[Records, Records]:

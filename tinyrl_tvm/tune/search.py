@@ -21,6 +21,7 @@ from tinyrl_tvm.tune.task import Setting, Task
 TUNERS = ("xgb", "evolutionary", "random", "grid")
 PARENTS = 8
 EXPLORED = 0.2  # of a batch, at random
+MIXED = 0.25  # of the children
 SURPLUS = 4  # children a place, when a model picks among them
 ENOUGH_TO_LEARN = 16  # measured settings of all tasks
 
@@ -77,10 +78,14 @@ class Search:
         return list(children)
 
     def _child(self, parents: list[dict[str, int]]) -> Setting:
-        child = dict(self._random.choice(parents))
-        if self._random.random() < 0.5:
-            other = self._random.choice(parents)
+        child = dict(self._parent(parents))
+        if self._random.random() < MIXED:
+            other = self._parent(parents)
             child = {name: self._random.choice((child[name], other[name])) for name in child}
         name = self._random.choice(list(child))
         child[name] = self._random.choice(self.task.knobs[name])
         return tuple(sorted(child.items()))
+
+    def _parent(self, parents: list[dict[str, int]]) -> dict[str, int]:
+        """The best every second time, the next every fourth, ..."""
+        return self._random.choices(parents, [0.5**rank for rank in range(len(parents))])[0]
