@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tune the reference policies for every target that has a board, and write what won to `schedules/records/<target>.json`.
 
-Those records ship: `compile` applies them. Only winners that beat the default are kept, a kernel a line. All trials go to
-`--work`, so that a run that was stopped goes on from there.
+Those records ship: `compile` applies them. They hold a winner a kernel, be it the default. All trials go to `--work`, so
+that a run that was stopped goes on from there.
 
     python benchmarks/tune_references.py [--target cortex-m55 ...] [--trials 512] [--work build/tuning]
 """

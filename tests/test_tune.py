@@ -219,6 +219,8 @@ def schedule(sch, kernel, layout, choices) -> None:
     if (choices.get("b"), choices.get("c")) == (0, 2):
         raise RuntimeError("TVM refuses\nthis schedule")
     RULES["scalar"][k.DenseCodes].schedule(sch, kernel, layout, {"rows": 4, "unroll": 8})
+    for name, value in choices.items():  # so that no two settings give the same code
+        sch.annotate(sch.get_sblock("narrow_o"), f"known.{name}", value)
 
 
 @pytest.fixture
@@ -313,6 +315,21 @@ def test_the_same_seed_tries_the_same_and_trials_are_as_many_as_asked(tuner: str
     assert (tried[0] == tried[2]) == (tuner == "grid")
     winners = [[(o.choices, o.best) for o in outcomes] for outcomes, _, _ in runs]
     assert winners[0] == winners[1]
+
+
+def test_settings_that_give_the_same_code_are_one_trial(monkeypatch: pytest.MonkeyPatch, known_costs, fake) -> None:
+    layout = RULES["known"][k.DenseCodes].layout
+    plain = Rule(layout, lambda sch, kernel, lay, choices: schedule(sch, kernel, lay, {}), knobs)
+    monkeypatch.setitem(RULES, "known", {k.DenseCodes: plain})
+    outcomes, records, _ = searched(known_costs, Plan(1000, "random"))
+    assert [outcome.choices for outcome in outcomes] == [task.default for task in known_costs]
+    assert len(records) == 2
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(TinyrlError, match=r"^TVM's worker processes need \w+: pip install 'tinyrl-tvm\[tune\]'$"):
+        Workers()
 
 
 def test_learning_beats_chance(monkeypatch: pytest.MonkeyPatch) -> None:

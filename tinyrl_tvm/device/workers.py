@@ -8,6 +8,7 @@ to start one, so they are kept and used again.
 
 from __future__ import annotations
 
+import importlib.util
 import queue
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
-from tinyrl_tvm.errors import NoAnswer
+from tinyrl_tvm.errors import NoAnswer, TinyrlError
 
 Answer = TypeVar("Answer")
 
@@ -34,6 +35,10 @@ class Workers:
     """As many processes as there are calls at a time."""
 
     def __init__(self) -> None:
+        """Raises TinyrlError when what TVM's workers lean on is not installed."""
+        for needed in ("cloudpickle", "psutil"):
+            if importlib.util.find_spec(needed) is None:
+                raise TinyrlError(f"TVM's worker processes need {needed}: pip install 'tinyrl-tvm[tune]'")
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._all: list[Any] = []
         self._lock = threading.Lock()

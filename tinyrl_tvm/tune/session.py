@@ -24,6 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tvm_ffi import structural_hash
+
+from schedules.kernels import Layout
 from tinyrl_tvm.device.emulator import Emulate
 from tinyrl_tvm.device.workers import Workers
 from tinyrl_tvm.errors import NoAnswer, TinyrlError
@@ -104,6 +107,7 @@ class Session:
         self.searches = {task.index: Search(task, plan.tuner, plan.seed) for task in self.tasks}
         self.trials: list[tuple[Task, Setting]] = []  # by number
         self.costs: dict[tuple[int, Setting], float | None] = {}  # by task and setting, as trials end
+        self._codes: dict[tuple[int, Layout, tuple[str, ...], int], Setting] = {}
         self._on_record = on_record
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -173,18 +177,25 @@ class Session:
         return len(self.trials) - 1
 
     def scheduled(self, task: Task, setting: Setting) -> ir.IRModule | None:
-        """None where choices do not go together, or where TVM refuses the schedule, which is recorded."""
+        """None where choices do not go together, where they give code that another setting gave, or where TVM refuses
+        the schedule, which is recorded."""
         placed = task.placed(setting)
         try:
-            return placed.module(placed.family, "main")
+            module = placed.module(placed.family, "main")
+            code = (task.index, placed.layout, placed.attributes, structural_hash(module))
         except ValueError:
-            return None  # the rule's own word
+            self.possible -= 1  # the rule's own word
+            return None
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             self._ended(task, setting, None, f"does not schedule: {reason}")
             self.searches[task.index].knows(setting, None)
             self.unasked -= 1
             return None
+        if self._codes.setdefault(code, setting) != setting:  # four rows at most of a kernel that has two
+            self.possible -= 1
+            return None
+        return module
 
     def learn(self, number: int) -> None:
         task, setting = self.trials[number]
@@ -260,13 +271,12 @@ class Session:
                 self._fail(error)
 
     def _loop(self, folder: Path, workers: Workers) -> None:
-        # 60 s, if it were done as TVM's own code does
         from tvm.s_tir import meta_schedule as ms
 
         from tinyrl_tvm.tune import metaschedule as parts
 
-        bench = Bench(self.device.board, folder, workers, self.plan.timeout_s)
         model = parts.cost_model(self) if self.plan.tuner == "xgb" else None
+        bench = Bench(self.device.board, folder, workers, self.plan.timeout_s)
         contexts = [parts.tune_context(self, task, self.searches[task.index]) for task in self.tasks]
         if model is not None:
             for task, context in zip(self.tasks, contexts, strict=True):
