@@ -19,6 +19,8 @@ class Target:
 
     `kernels` names the schedule rules in `schedules.RULES`; "portable" has none, so the C twin is the only code.
     `guard` is the preprocessor condition under which the target's own kernels take the place of the C twin.
+    A triple in `llvm` has all four parts: of three LLVM takes "eabi" for the system, and then calls soft floats by
+    names that libgcc does not have for Armv6-M.
     """
 
     name: str
@@ -121,7 +123,7 @@ TARGETS = {
             kernels="portable",
             cflags=("-mcpu=cortex-m33", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv5-sp-d16"),
             llvm={
-                "mtriple": "thumbv8m.main-none-eabihf",
+                "mtriple": "thumbv8m.main-unknown-none-eabihf",
                 "mcpu": "cortex-m33",
                 "mfloat-abi": "hard",
                 "vector-width": 32,
@@ -132,28 +134,48 @@ TARGETS = {
             "Arm Cortex-M7 with double-precision FPU",
             kernels="portable",
             cflags=("-mcpu=cortex-m7", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv5-d16"),
-            llvm={"mtriple": "thumbv7em-none-eabihf", "mcpu": "cortex-m7", "mfloat-abi": "hard", "vector-width": 32},
+            llvm={
+                "mtriple": "thumbv7em-unknown-none-eabihf",
+                "mcpu": "cortex-m7",
+                "mfloat-abi": "hard",
+                "vector-width": 32,
+            },
         ),
         Target(
             "cortex-m4",
             "Arm Cortex-M4 with single-precision FPU",
             kernels="portable",
             cflags=("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"),
-            llvm={"mtriple": "thumbv7em-none-eabihf", "mcpu": "cortex-m4", "mfloat-abi": "hard", "vector-width": 32},
+            llvm={
+                "mtriple": "thumbv7em-unknown-none-eabihf",
+                "mcpu": "cortex-m4",
+                "mfloat-abi": "hard",
+                "vector-width": 32,
+            },
         ),
         Target(
             "cortex-m3",
             "Arm Cortex-M3, without FPU",
             kernels="portable",
             cflags=("-mcpu=cortex-m3", "-mthumb", "-mfloat-abi=soft"),
-            llvm={"mtriple": "thumbv7m-none-eabi", "mcpu": "cortex-m3", "mfloat-abi": "soft", "vector-width": 32},
+            llvm={
+                "mtriple": "thumbv7m-unknown-none-eabi",
+                "mcpu": "cortex-m3",
+                "mfloat-abi": "soft",
+                "vector-width": 32,
+            },
         ),
         Target(
             "cortex-m0",
             "Arm Cortex-M0, without FPU",
             kernels="portable",
             cflags=("-mcpu=cortex-m0", "-mthumb", "-mfloat-abi=soft"),
-            llvm={"mtriple": "thumbv6m-none-eabi", "mcpu": "cortex-m0", "mfloat-abi": "soft", "vector-width": 32},
+            llvm={
+                "mtriple": "thumbv6m-unknown-none-eabi",
+                "mcpu": "cortex-m0",
+                "mfloat-abi": "soft",
+                "vector-width": 32,
+            },
         ),
         Target(
             "rv32imc",
