@@ -70,4 +70,6 @@ CORTEX_M4 = Core(
     chunk=4,
     wide_chunk=2,
     dots=dots,
+    float_rows=(8, 4, 12, 16),
+    float_unroll=(4, 2, 8),
 )

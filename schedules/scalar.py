@@ -28,6 +28,8 @@ from schedules.scalar_arithmetic import (
     rounded_code,
 )
 
+Dense = DenseCodes | DenseHead | DenseFloat
+
 # A wide layer has few inputs: they stay in registers from one block of rows to the next.
 RESIDENT_INPUTS = 8
 # Answers beyond these are computed in a loop.
@@ -40,7 +42,8 @@ class Core:
 
     `high(value, multiplier)` is the doubling high multiply for accumulators below `reach`, at most 2^30;
     `clamp(value, low, high)` bounds a code. `dots(rows, wide)` names the pattern that multiplies `chunk` inputs
-    (`wide_chunk` wide ones) with the rows of a block; without one they are multiplied one by one.
+    (`wide_chunk` wide ones) with the rows of a block; without one they are multiplied one by one. Without `float_rows`
+    floats are the C library's business, and a float layer's schedule is the C twin's.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Core:
     chunk: int = 1
     wide_chunk: int = 1
     dots: Callable[[int, bool], str] | None = None
+    float_rows: tuple[int, ...] = ()
+    float_unroll: tuple[int, ...] = ()
 
     @property
     def rules(self) -> dict[type, Rule]:
@@ -59,22 +64,27 @@ class Core:
             Quantize: Rule(portable.observation_layout, portable.schedule_observation),
             Clamp: Rule(portable.observation_layout, portable.schedule_observation),
             DenseCodes: Rule(self.dense_layout, self.schedule_dense_codes, self.knobs),
-            DenseHead: Rule(self.dense_layout, self.schedule_dense_head, self.knobs),
-            DenseFloat: Rule(portable.dense_layout, portable.schedule_dense_float),
+            DenseHead: Rule(self.dense_layout, self.schedule_dense_head, self.knobs, _attributes),
+            DenseFloat: Rule(self.dense_layout, self.schedule_dense_float, self.knobs, _attributes),
         }
 
-    def knobs(self, kernel: DenseCodes | DenseHead) -> Knobs:
+    def knobs(self, kernel: Dense) -> Knobs:
         """`rows` to a block, and `unroll`: chunks of inputs to an iteration. Either is the most there may be."""
-        if isinstance(kernel, DenseHead) and kernel.floating:
-            return {}
+        if _floating(kernel):
+            if not self.float_rows:
+                return {}
+            return {"rows": self.float_rows, "unroll": self.float_unroll, "fused": (1, 0)}
         if _wide(kernel):
             return {"rows": self.rows}
         return {"rows": self.rows, "unroll": self.unroll}
 
-    def dense_layout(self, kernel: DenseCodes | DenseHead, choices: Choices) -> Layout:
-        if isinstance(kernel, DenseHead) and kernel.floating:
-            return portable.dense_layout(kernel, choices)
+    def dense_layout(self, kernel: Dense, choices: Choices) -> Layout:
         n_out, n_in = kernel.weight.shape
+        if _floating(kernel):
+            if not self.float_rows:
+                return portable.dense_layout(kernel, choices)
+            blocks, rows = _evenly(n_out, choices["rows"])
+            return Layout(blocks, 1, 1, rows, n_in, 1)
         # a block of codes has two rows at least: one would have no loop for a pattern to match
         blocks, rows = _evenly(n_out if isinstance(kernel, DenseHead) else max(n_out, 2), choices["rows"])
         chunk = self.wide_chunk if _wide(kernel) else self.chunk
@@ -99,15 +109,28 @@ class Core:
         schedule.tensorize(narrow_row, self._narrow(kernel, layout.lanes, small))
 
     def schedule_dense_head(self, schedule: Schedule, kernel: DenseHead, layout: Layout, choices: Choices) -> None:
-        if kernel.floating:
+        block = schedule.get_loops(schedule.get_sblock("accumulate"))[0]
+        if not kernel.floating:
+            self._schedule_dots(schedule, kernel, layout, choices)
+        elif self.float_rows:
+            _schedule_float_dots(schedule, choices)
+        else:
             portable.schedule_dense_head(schedule, kernel, layout, choices)
             return
-        block = schedule.get_loops(schedule.get_sblock("accumulate"))[0]
-        self._schedule_dots(schedule, kernel, layout, choices)
         if len(kernel.bias) <= UNROLLED_ANSWERS:
             schedule.unroll(block)
             for name in ("total",) if isinstance(kernel.answer, ArgMax) else ("total", "answer"):
                 schedule.unroll(schedule.get_loops(schedule.get_sblock(name))[-1])
+
+    def schedule_dense_float(self, schedule: Schedule, kernel: DenseFloat, layout: Layout, choices: Choices) -> None:
+        if not self.float_rows:
+            portable.schedule_dense_float(schedule, kernel, layout, choices)
+            return
+        activate = schedule.get_sblock("activate")
+        schedule.reverse_compute_at(activate, schedule.get_loops(schedule.get_sblock("accumulate"))[0])
+        _schedule_float_dots(schedule, choices)
+        if kernel.activation in ("identity", "relu"):  # a tanh is too long to repeat
+            schedule.unroll(schedule.get_loops(activate)[-1])
 
     def _schedule_dots(
         self, schedule: Schedule, kernel: DenseCodes | DenseHead, layout: Layout, choices: Choices
@@ -199,8 +222,35 @@ def registered(name: str, function: Callable[[bool], tirx.PrimFunc]) -> str:
     return name
 
 
-def _wide(kernel: DenseCodes | DenseHead) -> bool:
+def _attributes(choices: Choices) -> tuple[str, ...]:
+    """Without this LLVM prefers a multiplication and a sum: Cortex-M4 takes three cycles for `vfma`, and one for each of
+    the two where their results are not needed at once."""
+    return ("-slowfpvfmx",) if choices.get("fused") else ()
+
+
+def _wide(kernel: Dense) -> bool:
     return isinstance(kernel, DenseCodes) and kernel.wide
+
+
+def _floating(kernel: Dense) -> bool:
+    return isinstance(kernel, DenseFloat) or (isinstance(kernel, DenseHead) and kernel.floating)
+
+
+def _schedule_float_dots(schedule: Schedule, choices: Choices) -> None:
+    """An accumulator a row of a block; products are summed in the order of the inputs, whatever the choices."""
+    accumulate = schedule.get_sblock("accumulate")
+    _block, lane, chunk, *k = schedule.get_loops(accumulate)
+    n_in = int(schedule.get(chunk).extent)
+    outer, inner = schedule.split(chunk, [None, _divisor(n_in, choices["unroll"])])
+    schedule.reorder(outer, inner, *k, lane)
+    for loop in (inner, *k, lane):
+        schedule.unroll(loop)
+    start = schedule.decompose_reduction(accumulate, outer)
+    schedule.unroll(schedule.get_loops(start)[-1])
+
+
+def _divisor(value: int, at_most: int) -> int:
+    return max(d for d in range(1, at_most + 1) if value % d == 0)
 
 
 def _evenly(n: int, at_most: int) -> tuple[int, int]:
@@ -210,5 +260,5 @@ def _evenly(n: int, at_most: int) -> tuple[int, int]:
 
 
 CORTEX_M3 = Core("m3", rows=(4, 2, 3, 6), unroll=(8, 4, 16, 2), high=high_by_doubling, reach=1 << 30, clamp=clamp)
-CORTEX_M0 = Core("m0", rows=(4, 2, 3), unroll=(8, 4, 16, 2), high=high_by_halves, reach=1 << 28, clamp=clamp_by_masks)
-RV32 = Core("rv32", rows=(8, 4, 6, 2), unroll=(4, 8, 16, 2), high=high_by_doubling, reach=1 << 30, clamp=clamp_by_masks)
+CORTEX_M0 = Core("m0", rows=(4, 2, 3), unroll=(1, 4, 2), high=high_by_halves, reach=1 << 28, clamp=clamp_by_masks)
+RV32 = Core("rv32", rows=(4, 8, 6, 2), unroll=(4, 2, 8, 1), high=high_by_doubling, reach=1 << 30, clamp=clamp_by_masks)
