@@ -19,6 +19,8 @@ class Target:
 
     `kernels` names the schedule rules in `schedules.RULES`; "portable" has none, so the C twin is the only code.
     `guard` is the preprocessor condition under which the target's own kernels take the place of the C twin.
+    A triple in `llvm` has all four parts: of three LLVM takes "eabi" for the system, and then calls soft floats by
+    names that libgcc does not have for Armv6-M.
     """
 
     name: str
