@@ -63,7 +63,7 @@ def dots(rows: int, wide: bool) -> str:
 CORTEX_M4 = Core(
     "dsp",
     rows=(4, 2, 3, 6),
-    unroll=(8, 4, 16, 2),
+    unroll=(16, 8, 4, 32),
     high=dsp.high_by_smmulr,
     reach=1 << 30,
     clamp=clamp,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules for cores that compute one number at a time: Cortex-M3, Cortex-M0 and RISC-V without vectors.
+"""Schedules for cores that compute one number at a time: Cortex-M3, RISC-V without vectors, and what others build on.
 
 Rows of a weight are taken several at a time, so that an input is loaded once for all of them, and several inputs to an
 iteration, so that addresses are offsets inside instructions. Weights lie in flash in the order they are used.
@@ -23,7 +23,6 @@ from schedules.knobs import Choices, Knobs, Rule
 from schedules.scalar_arithmetic import (
     clamp_by_masks,
     high_by_doubling,
-    high_by_halves,
     largest_accumulator,
     rounded_code,
 )
@@ -43,7 +42,7 @@ class Core:
     `high(value, multiplier)` is the doubling high multiply for accumulators below `reach`, at most 2^30;
     `clamp(value, low, high)` bounds a code. `dots(rows, wide)` names the pattern that multiplies `chunk` inputs
     (`wide_chunk` wide ones) with the rows of a block; without one they are multiplied one by one. Without `float_rows`
-    floats are the C library's business, and a float layer's schedule is the C twin's.
+    a core has no unit for floats, and float layers run as the C twin does.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Core:
     clamp: Callable[[Any, int, int], Any]
     chunk: int = 1
     wide_chunk: int = 1
-    dots: Callable[[int, bool], str] | None = None
+    dots: Callable[[int, bool], str | None] = lambda rows, wide: None
     float_rows: tuple[int, ...] = ()
     float_unroll: tuple[int, ...] = ()
 
@@ -64,16 +63,14 @@ class Core:
             Quantize: Rule(portable.observation_layout, portable.schedule_observation),
             Clamp: Rule(portable.observation_layout, portable.schedule_observation),
             DenseCodes: Rule(self.dense_layout, self.schedule_dense_codes, self.knobs),
-            DenseHead: Rule(self.dense_layout, self.schedule_dense_head, self.knobs, _attributes),
-            DenseFloat: Rule(self.dense_layout, self.schedule_dense_float, self.knobs, _attributes),
+            DenseHead: Rule(self.dense_layout, self.schedule_dense_head, self.knobs),
+            DenseFloat: Rule(self.dense_layout, self.schedule_dense_float, self.knobs),
         }
 
     def knobs(self, kernel: Dense) -> Knobs:
         """`rows` to a block, and `unroll`: chunks of inputs to an iteration. Either is the most there may be."""
         if _floating(kernel):
-            if not self.float_rows:
-                return {}
-            return {"rows": self.float_rows, "unroll": self.float_unroll, "fused": (1, 0)}
+            return {"rows": self.float_rows, "unroll": self.float_unroll} if self._blocks_of_floats(kernel) else {}
         if _wide(kernel):
             return {"rows": self.rows}
         return {"rows": self.rows, "unroll": self.unroll}
@@ -81,7 +78,7 @@ class Core:
     def dense_layout(self, kernel: Dense, choices: Choices) -> Layout:
         n_out, n_in = kernel.weight.shape
         if _floating(kernel):
-            if not self.float_rows:
+            if not self._blocks_of_floats(kernel):
                 return portable.dense_layout(kernel, choices)
             blocks, rows = _evenly(n_out, choices["rows"])
             return Layout(blocks, 1, 1, rows, n_in, 1)
@@ -109,28 +106,35 @@ class Core:
         schedule.tensorize(narrow_row, self._narrow(kernel, layout.lanes, small))
 
     def schedule_dense_head(self, schedule: Schedule, kernel: DenseHead, layout: Layout, choices: Choices) -> None:
-        block = schedule.get_loops(schedule.get_sblock("accumulate"))[0]
-        if not kernel.floating:
-            self._schedule_dots(schedule, kernel, layout, choices)
-        elif self.float_rows:
-            _schedule_float_dots(schedule, choices)
-        else:
+        if kernel.floating:
             portable.schedule_dense_head(schedule, kernel, layout, choices)
             return
+        block = schedule.get_loops(schedule.get_sblock("accumulate"))[0]
+        self._schedule_dots(schedule, kernel, layout, choices)
         if len(kernel.bias) <= UNROLLED_ANSWERS:
             schedule.unroll(block)
             for name in ("total",) if isinstance(kernel.answer, ArgMax) else ("total", "answer"):
                 schedule.unroll(schedule.get_loops(schedule.get_sblock(name))[-1])
 
     def schedule_dense_float(self, schedule: Schedule, kernel: DenseFloat, layout: Layout, choices: Choices) -> None:
-        if not self.float_rows:
+        """An accumulator a row of a block; products are summed in the order of the inputs, whatever the choices."""
+        if not self._blocks_of_floats(kernel):
             portable.schedule_dense_float(schedule, kernel, layout, choices)
             return
-        activate = schedule.get_sblock("activate")
-        schedule.reverse_compute_at(activate, schedule.get_loops(schedule.get_sblock("accumulate"))[0])
-        _schedule_float_dots(schedule, choices)
+        accumulate, activate = schedule.get_sblock("accumulate"), schedule.get_sblock("activate")
+        block, lane, inputs = schedule.get_loops(accumulate)
+        schedule.reverse_compute_at(activate, block)
+        outer, inner = schedule.split(inputs, [None, _divisor(layout.chunks, choices["unroll"])])
+        schedule.reorder(outer, inner, lane)
+        schedule.unroll(inner)
+        schedule.unroll(lane)
+        start = schedule.decompose_reduction(accumulate, outer)
+        schedule.unroll(schedule.get_loops(start)[-1])
         if kernel.activation in ("identity", "relu"):  # a tanh is too long to repeat
             schedule.unroll(schedule.get_loops(activate)[-1])
+
+    def _blocks_of_floats(self, kernel: Dense) -> bool:
+        return bool(self.float_rows) and isinstance(kernel, DenseFloat)
 
     def _schedule_dots(
         self, schedule: Schedule, kernel: DenseCodes | DenseHead, layout: Layout, choices: Choices
@@ -139,17 +143,19 @@ class Core:
         *_, lane, chunk, k = schedule.get_loops(accumulate)
         at_most = RESIDENT_INPUTS if _wide(kernel) else choices["unroll"]
         outer, inner = schedule.split(chunk, [None, _evenly(layout.chunks, at_most)[1]])
-        if self.dots is None:
+        dots = self.dots(layout.lanes, _wide(kernel))
+        if dots is None or layout.chunk == 1:
             schedule.reorder(outer, inner, k, lane)
             schedule.unroll(k)
-            schedule.unroll(lane)
         else:
             schedule.reorder(outer, inner, lane, k)
         schedule.unroll(inner)
         start = schedule.decompose_reduction(accumulate, outer)
         schedule.unroll(schedule.get_loops(start)[-1])
-        if self.dots is not None:
-            schedule.tensorize(lane if layout.lanes > 1 else k, self.dots(layout.lanes, _wide(kernel)))
+        if dots is None:
+            schedule.unroll(lane)
+        else:
+            schedule.tensorize(lane if layout.lanes > 1 else k, dots)
 
     def _scale(self, kernel: DenseCodes, rows: int) -> str:
         """A block's accumulators, biased and multiplied."""
@@ -222,31 +228,12 @@ def registered(name: str, function: Callable[[bool], tirx.PrimFunc]) -> str:
     return name
 
 
-def _attributes(choices: Choices) -> tuple[str, ...]:
-    """Without this LLVM prefers a multiplication and a sum: Cortex-M4 takes three cycles for `vfma`, and one for each of
-    the two where their results are not needed at once."""
-    return ("-slowfpvfmx",) if choices.get("fused") else ()
-
-
 def _wide(kernel: Dense) -> bool:
     return isinstance(kernel, DenseCodes) and kernel.wide
 
 
 def _floating(kernel: Dense) -> bool:
     return isinstance(kernel, DenseFloat) or (isinstance(kernel, DenseHead) and kernel.floating)
-
-
-def _schedule_float_dots(schedule: Schedule, choices: Choices) -> None:
-    """An accumulator a row of a block; products are summed in the order of the inputs, whatever the choices."""
-    accumulate = schedule.get_sblock("accumulate")
-    _block, lane, chunk, *k = schedule.get_loops(accumulate)
-    n_in = int(schedule.get(chunk).extent)
-    outer, inner = schedule.split(chunk, [None, _divisor(n_in, choices["unroll"])])
-    schedule.reorder(outer, inner, *k, lane)
-    for loop in (inner, *k, lane):
-        schedule.unroll(loop)
-    start = schedule.decompose_reduction(accumulate, outer)
-    schedule.unroll(schedule.get_loops(start)[-1])
 
 
 def _divisor(value: int, at_most: int) -> int:
@@ -260,5 +247,4 @@ def _evenly(n: int, at_most: int) -> tuple[int, int]:
 
 
 CORTEX_M3 = Core("m3", rows=(4, 2, 3, 6), unroll=(8, 4, 16, 2), high=high_by_doubling, reach=1 << 30, clamp=clamp)
-CORTEX_M0 = Core("m0", rows=(4, 2, 3), unroll=(1, 4, 2), high=high_by_halves, reach=1 << 28, clamp=clamp_by_masks)
 RV32 = Core("rv32", rows=(4, 8, 6, 2), unroll=(4, 2, 8, 1), high=high_by_doubling, reach=1 << 30, clamp=clamp_by_masks)

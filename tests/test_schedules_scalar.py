@@ -7,24 +7,20 @@ instructions where a layer's accumulators are known to be small, so each kind of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from policies import SANITIZERS, replay
-from test_schedules import EDGE_ROWS, INT32_MAX, adversarial, codes_of, head_of, library_of, shown, walk
+from test_schedules import adversarial, codes_of, library_of, shown, walk
 
-from schedules import Kernel, place
 from schedules import kernels as k
-from schedules.knobs import settings
 from schedules.scalar_arithmetic import largest_accumulator
 from tinyrl_tvm.device import qemu
 from tinyrl_tvm.interface import Interface
 from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.project import build, create
-from tinyrl_tvm.targets import BOARDS, target_named
+from tinyrl_tvm.targets import BOARDS
 
 CORES = ["cortex-m4", "cortex-m3", "cortex-m0", "rv32imc"]
 SIBLINGS = ["cortex-m7", "cortex-m33"]  # the rules of cortex-m4, other instructions for floats
