@@ -246,5 +246,5 @@ def _evenly(n: int, at_most: int) -> tuple[int, int]:
     return parts, -(-n // parts)
 
 
-CORTEX_M3 = Core("m3", rows=(4, 2, 3, 6), unroll=(8, 4, 16, 2), high=high_by_doubling, reach=1 << 30, clamp=clamp)
-RV32 = Core("rv32", rows=(4, 8, 6, 2), unroll=(4, 2, 8, 1), high=high_by_doubling, reach=1 << 30, clamp=clamp_by_masks)
+CORTEX_M3 = Core("scalar", rows=(4, 5, 6, 3), unroll=(8, 16, 4, 2), high=high_by_doubling, reach=1 << 30, clamp=clamp)
+RV32 = Core("rv32", rows=(8, 4, 6, 2), unroll=(2, 4, 1, 8), high=high_by_doubling, reach=1 << 30, clamp=clamp_by_masks)
