@@ -133,10 +133,12 @@ def test_a_head_answers_by_the_law(core: str, n_out: int, kind: k.Answer, tmp_pa
     agrees(library, tmp_path)
 
 
-def test_floats_sum_in_blocks_of_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("core", "board"), [("cortex-m4", "mps2-an386"), ("cortex-m0", "microbit")])
+def test_floats_are_assembly_where_a_core_has_a_unit_for_them(core: str, board: str, tmp_path: Path) -> None:
     model = dense_policy((5, 13, 9, 3), activation=["Relu", "Tanh"])
-    compiled = compile_model(model, tmp_path, precision="float32", target="cortex-m4")
-    project = create(compiled.library, tmp_path / "project", "baremetal", {"board": "mps2-an386"})
+    compiled = compile_model(model, tmp_path, precision="float32", target=core)
+    assert any(path.endswith(".S") for path in compiled.library.files) == target_named(core).float_unit
+    project = create(compiled.library, tmp_path / "project", "baremetal", {"board": board})
     build(project)
     assert qemu.run(project).parity == "PASS"
 
