@@ -15,11 +15,15 @@ from tvm.script.ir_builder import tirx as T
 
 from schedules import dsp_intrinsics as dsp
 from schedules.arithmetic import clamp
+from schedules.mve_intrinsics import fence
 from schedules.scalar import Core, registered
 
 
 def dots(rows: int, wide: bool) -> str:
-    """acc[row] + the products of a chunk of inputs and a row's weights, for every row of a block."""
+    """acc[row] + the products of a chunk of inputs and a row's weights, for every row of a block.
+
+    The fence keeps codes from being widened once for all blocks: LLVM would keep them on the stack, a word for every two.
+    """
     chunk, codes, weights = (2, "int32", "int16") if wide else (4, "int8", "int8")
 
     def words(x: Any, weight: Any) -> tuple[list[Any], list[list[Any]]]:
@@ -48,6 +52,8 @@ def dots(rows: int, wide: bool) -> str:
                         for left, right in zip(pairs, weight_pairs[row], strict=True):
                             value = dsp.smlad(right, left, value)
                         T.buffer_store(acc, value, [row])
+                    if not wide:
+                        T.evaluate(fence(acc[0]))
                 else:
                     # one row has no loop to match
                     with T.grid(*([rows] * (rows > 1)), chunk) as loops, T.sblock("accumulate"):
@@ -62,12 +68,14 @@ def dots(rows: int, wide: bool) -> str:
 
 CORTEX_M4 = Core(
     "dsp",
-    rows=(4, 2, 3, 6),
-    unroll=(8, 4, 16, 2),
+    rows=(4, 5, 3, 2),
+    unroll=(16, 8, 4, 32),
     high=dsp.high_by_smmulr,
     reach=1 << 30,
     clamp=clamp,
     chunk=4,
     wide_chunk=2,
     dots=dots,
+    float_rows=(8, 4, 12, 16),
+    float_unroll=(4, 2, 8),
 )

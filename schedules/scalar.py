@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules for cores that compute one number at a time: Cortex-M3, Cortex-M0 and RISC-V without vectors.
+"""Schedules for cores that compute one number at a time: Cortex-M3, RISC-V without vectors, and what others build on.
 
 Rows of a weight are taken several at a time, so that an input is loaded once for all of them, and several inputs to an
 iteration, so that addresses are offsets inside instructions. Weights lie in flash in the order they are used.
@@ -23,10 +23,11 @@ from schedules.knobs import Choices, Knobs, Rule
 from schedules.scalar_arithmetic import (
     clamp_by_masks,
     high_by_doubling,
-    high_by_halves,
     largest_accumulator,
     rounded_code,
 )
+
+Dense = DenseCodes | DenseHead | DenseFloat
 
 # A wide layer has few inputs: they stay in registers from one block of rows to the next.
 RESIDENT_INPUTS = 8
@@ -40,7 +41,8 @@ class Core:
 
     `high(value, multiplier)` is the doubling high multiply for accumulators below `reach`, at most 2^30;
     `clamp(value, low, high)` bounds a code. `dots(rows, wide)` names the pattern that multiplies `chunk` inputs
-    (`wide_chunk` wide ones) with the rows of a block; without one they are multiplied one by one.
+    (`wide_chunk` wide ones) with the rows of a block; without one they are multiplied one by one. Without `float_rows`
+    a core has no unit for floats, and float layers run as the C twin does.
     """
 
     name: str
@@ -51,7 +53,9 @@ class Core:
     clamp: Callable[[Any, int, int], Any]
     chunk: int = 1
     wide_chunk: int = 1
-    dots: Callable[[int, bool], str] | None = None
+    dots: Callable[[int, bool], str | None] = lambda rows, wide: None
+    float_rows: tuple[int, ...] = ()
+    float_unroll: tuple[int, ...] = ()
 
     @property
     def rules(self) -> dict[type, Rule]:
@@ -60,21 +64,24 @@ class Core:
             Clamp: Rule(portable.observation_layout, portable.schedule_observation),
             DenseCodes: Rule(self.dense_layout, self.schedule_dense_codes, self.knobs),
             DenseHead: Rule(self.dense_layout, self.schedule_dense_head, self.knobs),
-            DenseFloat: Rule(portable.dense_layout, portable.schedule_dense_float),
+            DenseFloat: Rule(self.dense_layout, self.schedule_dense_float, self.knobs),
         }
 
-    def knobs(self, kernel: DenseCodes | DenseHead) -> Knobs:
+    def knobs(self, kernel: Dense) -> Knobs:
         """`rows` to a block, and `unroll`: chunks of inputs to an iteration. Either is the most there may be."""
-        if isinstance(kernel, DenseHead) and kernel.floating:
-            return {}
+        if _floating(kernel):
+            return {"rows": self.float_rows, "unroll": self.float_unroll} if self._blocks_of_floats(kernel) else {}
         if _wide(kernel):
             return {"rows": self.rows}
         return {"rows": self.rows, "unroll": self.unroll}
 
-    def dense_layout(self, kernel: DenseCodes | DenseHead, choices: Choices) -> Layout:
-        if isinstance(kernel, DenseHead) and kernel.floating:
-            return portable.dense_layout(kernel, choices)
+    def dense_layout(self, kernel: Dense, choices: Choices) -> Layout:
         n_out, n_in = kernel.weight.shape
+        if _floating(kernel):
+            if not self._blocks_of_floats(kernel):
+                return portable.dense_layout(kernel, choices)
+            blocks, rows = _evenly(n_out, choices["rows"])
+            return Layout(blocks, 1, 1, rows, n_in, 1)
         # a block of codes has two rows at least: one would have no loop for a pattern to match
         blocks, rows = _evenly(n_out if isinstance(kernel, DenseHead) else max(n_out, 2), choices["rows"])
         chunk = self.wide_chunk if _wide(kernel) else self.chunk
@@ -109,6 +116,26 @@ class Core:
             for name in ("total",) if isinstance(kernel.answer, ArgMax) else ("total", "answer"):
                 schedule.unroll(schedule.get_loops(schedule.get_sblock(name))[-1])
 
+    def schedule_dense_float(self, schedule: Schedule, kernel: DenseFloat, layout: Layout, choices: Choices) -> None:
+        """An accumulator a row of a block; products are summed in the order of the inputs, whatever the choices."""
+        if not self._blocks_of_floats(kernel):
+            portable.schedule_dense_float(schedule, kernel, layout, choices)
+            return
+        accumulate, activate = schedule.get_sblock("accumulate"), schedule.get_sblock("activate")
+        block, lane, inputs = schedule.get_loops(accumulate)
+        schedule.reverse_compute_at(activate, block)
+        outer, inner = schedule.split(inputs, [None, _divisor(layout.chunks, choices["unroll"])])
+        schedule.reorder(outer, inner, lane)
+        schedule.unroll(inner)
+        schedule.unroll(lane)
+        start = schedule.decompose_reduction(accumulate, outer)
+        schedule.unroll(schedule.get_loops(start)[-1])
+        if kernel.activation in ("identity", "relu"):  # a tanh is too long to repeat
+            schedule.unroll(schedule.get_loops(activate)[-1])
+
+    def _blocks_of_floats(self, kernel: Dense) -> bool:
+        return bool(self.float_rows) and isinstance(kernel, DenseFloat)
+
     def _schedule_dots(
         self, schedule: Schedule, kernel: DenseCodes | DenseHead, layout: Layout, choices: Choices
     ) -> None:
@@ -116,17 +143,19 @@ class Core:
         *_, lane, chunk, k = schedule.get_loops(accumulate)
         at_most = RESIDENT_INPUTS if _wide(kernel) else choices["unroll"]
         outer, inner = schedule.split(chunk, [None, _evenly(layout.chunks, at_most)[1]])
-        if self.dots is None:
+        dots = self.dots(layout.lanes, _wide(kernel))
+        if dots is None or layout.chunk == 1:
             schedule.reorder(outer, inner, k, lane)
             schedule.unroll(k)
-            schedule.unroll(lane)
         else:
             schedule.reorder(outer, inner, lane, k)
         schedule.unroll(inner)
         start = schedule.decompose_reduction(accumulate, outer)
         schedule.unroll(schedule.get_loops(start)[-1])
-        if self.dots is not None:
-            schedule.tensorize(lane if layout.lanes > 1 else k, self.dots(layout.lanes, _wide(kernel)))
+        if dots is None:
+            schedule.unroll(lane)
+        else:
+            schedule.tensorize(lane if layout.lanes > 1 else k, dots)
 
     def _scale(self, kernel: DenseCodes, rows: int) -> str:
         """A block's accumulators, biased and multiplied."""
@@ -199,8 +228,16 @@ def registered(name: str, function: Callable[[bool], tirx.PrimFunc]) -> str:
     return name
 
 
-def _wide(kernel: DenseCodes | DenseHead) -> bool:
+def _wide(kernel: Dense) -> bool:
     return isinstance(kernel, DenseCodes) and kernel.wide
+
+
+def _floating(kernel: Dense) -> bool:
+    return isinstance(kernel, DenseFloat) or (isinstance(kernel, DenseHead) and kernel.floating)
+
+
+def _divisor(value: int, at_most: int) -> int:
+    return max(d for d in range(1, at_most + 1) if value % d == 0)
 
 
 def _evenly(n: int, at_most: int) -> tuple[int, int]:
@@ -209,6 +246,5 @@ def _evenly(n: int, at_most: int) -> tuple[int, int]:
     return parts, -(-n // parts)
 
 
-CORTEX_M3 = Core("m3", rows=(4, 2, 3, 6), unroll=(8, 4, 16, 2), high=high_by_doubling, reach=1 << 30, clamp=clamp)
-CORTEX_M0 = Core("m0", rows=(4, 2, 3), unroll=(8, 4, 16, 2), high=high_by_halves, reach=1 << 28, clamp=clamp_by_masks)
-RV32 = Core("rv32", rows=(8, 4, 6, 2), unroll=(4, 8, 16, 2), high=high_by_doubling, reach=1 << 30, clamp=clamp_by_masks)
+CORTEX_M3 = Core("scalar", rows=(4, 5, 6, 3), unroll=(8, 16, 4, 2), high=high_by_doubling, reach=1 << 30, clamp=clamp)
+RV32 = Core("rv32", rows=(8, 4, 6, 2), unroll=(2, 4, 1, 8), high=high_by_doubling, reach=1 << 30, clamp=clamp_by_masks)
