@@ -44,6 +44,7 @@ def print_library(program: Program) -> dict[str, bytes]:
         "shell_arguments": _arguments(program, _shell_names(program)),
         "kernels": kernels,
         "uses_lookup": any("tinyrl_lookup" in kernel["definition"] for kernel in kernels),
+        "uses": [name for name in lower.IN_C if any(f"{name}(" in kernel["definition"] for kernel in kernels)],
         "parameters": [text for index, step in enumerate(steps) for text in _parameters(index, step.placed)],
         "copies": _copies(program) if program.gathers else [],
         "calls": [_call(index, step, program) for index, step in enumerate(steps)],
