@@ -19,7 +19,7 @@ from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.library import write_whole
 from tinyrl_tvm.records import Origin, Record
 from tinyrl_tvm.targets import BOARDS, target_named
-from tinyrl_tvm.tune.policy import compiled_kernels, tune
+from tinyrl_tvm.tune.policy import tasks_of_policy, tune
 from tinyrl_tvm.tune.session import Device, Outcome, Plan
 from tinyrl_tvm.tune.task import chosen, tasks_of
 
@@ -29,18 +29,19 @@ SHIPPED = HERE.parent / "schedules" / "records"
 
 
 def tuned(target: str, trials: int, tuner: str, work: Path) -> tuple[Outcome, ...]:
-    kernels = [
-        kernel
+    every = [
+        task
         for policy in POLICIES
         for precision in ("int8", "float32")
-        for kernel in compiled_kernels(
+        for task in tasks_of_policy(
             HERE / "policies" / f"{policy}.onnx",
             target=target,
             precision=precision,
             calibration=HERE / "policies" / f"{policy}.npz",
         )
+        if task.family == target_named(target).kernels
     ]
-    tasks = chosen(tasks_of(kernels, target_named(target).kernels), None)
+    tasks = chosen(tasks_of([task.kernel for task in every], target_named(target).kernels), None)
     if not tasks:
         return ()
     board, emulate = device_named("qemu", target)

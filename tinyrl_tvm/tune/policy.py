@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from schedules import Kernel
 from tinyrl_tvm import pipeline
 from tinyrl_tvm.records import Record, RecordFile, Records, read
 from tinyrl_tvm.targets import target_named
@@ -24,20 +23,15 @@ class Tuned:
     notes: tuple[str, ...] = field(default=())
 
 
-def compiled_kernels(
-    path: Path, *, target: str, precision: str | None = None, calibration: Path | None = None, output: str | None = None
-) -> tuple[Kernel, ...]:
-    """The kernels of a policy as `compile` would place them for `target`, in calling order."""
-    return pipeline.compile_policy(
-        path, target=target, precision=precision, calibration=calibration, output=output
-    ).kernels
-
-
 def tasks_of_policy(
     path: Path, *, target: str, precision: str | None = None, calibration: Path | None = None, output: str | None = None
 ) -> tuple[Task, ...]:
-    kernels = compiled_kernels(path, target=target, precision=precision, calibration=calibration, output=output)
-    return tasks_of(kernels, target_named(target).kernels)
+    """The distinct kernels of a policy as `compile` would place them for `target`, in calling order."""
+    core = target_named(target)
+    compiled = pipeline.compile_policy(path, target=target, precision=precision, calibration=calibration, output=output)
+    # where the C twin is the only code there is nothing to choose
+    own = compiled.precision == "int8" or core.float_unit
+    return tasks_of(compiled.kernels, core.kernels if own else "portable")
 
 
 def read_known(records: Path, given: Path | None, target: str) -> tuple[Records, Records]:
