@@ -26,10 +26,10 @@ import cloudpickle
 
 from tinyrl_tvm.device.emulator import emulate
 from tinyrl_tvm.device.farm import Farm, Tracker, start_server, start_tracker
-from tinyrl_tvm.targets import BOARDS, Board
+from tinyrl_tvm.targets import BOARDS, Board, target_named
 from tinyrl_tvm.tune.policy import tasks_of_policy
 from tinyrl_tvm.tune.session import Device, Plan, Session
-from tinyrl_tvm.tune.task import Task, chosen
+from tinyrl_tvm.tune.task import Task, chosen, tasks_of
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -77,8 +77,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=32, help="of each of the four runs (default 32)")
     trials = parser.parse_args().trials
-    policies = HERE / "policies"
-    tasks = chosen(tasks_of_policy(policies / "P1.onnx", target=BOARD.target, calibration=policies / "P1.npz"), None)
+    kernels = [
+        task.kernel
+        for name in ("P1", "P2")
+        for task in tasks_of_policy(
+            HERE / "policies" / f"{name}.onnx",
+            target=BOARD.target,
+            calibration=HERE / "policies" / f"{name}.npz",
+        )
+    ]
+    tasks = chosen(tasks_of(kernels, target_named(BOARD.target).kernels), None)
     lines = [
         "| a trial waits for | one server, trials/s | four servers, trials/s | ratio |",
         "|---|---:|---:|---:|",

@@ -74,7 +74,8 @@ class Bench:
     def build(self, number: int, task: Task, placed: PlacedKernel, module: Any) -> Path:
         """The firmware of trial `number`, from the scheduled `module` of one function. Raises Rejected."""
         folder = self._folder / f"trial{number}"
-        folder.mkdir()
+        sources = folder / "sources"  # below the folder that a device sees
+        sources.mkdir(parents=True)
         listing = self._assembled(module, placed.attributes)
         questions = self._exam(task)
         *arrays, _ = placed.arguments
@@ -85,11 +86,10 @@ class Bench:
             data["bounds"] = questions.bounds
         data |= {parameter.name: parameter.values for parameter in placed.parameters}
         for name, values in data.items():
-            np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tofile(folder / f"{name}.bin")
-        (folder / "kernel.S").write_text(
+            np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tofile(sources / f"{name}.bin")
+        (sources / "kernel.S").write_text(
             _template("trial.S.jinja").render(
                 summary=placed.summary,
-                thumb=str(self.target.llvm.get("mtriple", "")).startswith("thumb"),
                 listing=listing,
                 arrays=[
                     {"name": name, "section": ".data", "flags": "aw"}
@@ -101,15 +101,9 @@ class Bench:
         )
         harness = self._harness(_header(placed, questions, stride))
         firmware = folder / "firmware.elf"
-        link = _replaced(self._commands.link, {"out/src/main.c.o": [str(folder / "kernel.S"), str(harness)]})
-        self._run([*link, f"-Wa,-I{folder}", "-o", str(firmware)])
-        for name in data:
-            (folder / f"{name}.bin").unlink()
+        link = _replaced(self._commands.link, {"out/src/main.c.o": [str(sources / "kernel.S"), str(harness)]})
+        self._run([*link, f"-Wa,-I{sources}", "-o", str(firmware)])
         return firmware
-
-    @staticmethod
-    def number_of(firmware: Path) -> int:
-        return int(firmware.parent.name.removeprefix("trial"))
 
     def measure(self, emulate: Emulate, firmware: Path) -> float:
         """Instructions a call. Raises Rejected, and NoAnswer when the device keeps silent."""

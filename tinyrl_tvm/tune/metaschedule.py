@@ -177,33 +177,41 @@ class KnobSearch(PySearchStrategy):
 
 @derived_object
 class TrialBuilder(PyBuilder):
-    """Firmwares, as many at a time as there are processors."""
+    """Firmwares, as many at a time as there are processors.
 
-    def __init__(self, session: Session, bench: Bench, pool: Executor) -> None:
+    It answers before they are built, with a trial's number for a path: the first of a batch then run while the last are
+    still being built, which keeps a farm busy.
+    """
+
+    def __init__(
+        self, session: Session, bench: Bench, pool: Executor, firmwares: dict[int, Future[Path | None]]
+    ) -> None:
         super().__init__()
-        self.session, self.bench, self.pool = session, bench, pool
+        self.session, self.bench, self.pool, self.firmwares = session, bench, pool, firmwares
 
     def build(self, build_inputs: list[Any]) -> list[Any]:
-        def firmware(given: Any) -> Path | None:
-            return self.session.build(self.bench, _number(given.mod), given.mod)
-
-        built = self.pool.map(firmware, build_inputs)
-        return [BuilderResult(str(path), None) if path else BuilderResult(None, "rejected") for path in built]
+        for given in build_inputs:
+            number = _number(given.mod)
+            self.firmwares[number] = self.pool.submit(self.session.build, self.bench, number, given.mod)
+        return [BuilderResult(str(_number(given.mod)), None) for given in build_inputs]
 
 
 @derived_object
 class TrialRunner(PyRunner):
     """Trials go to the devices as these become free."""
 
-    def __init__(self, session: Session, bench: Bench, pool: Executor) -> None:
+    def __init__(
+        self, session: Session, bench: Bench, pool: Executor, firmwares: dict[int, Future[Path | None]]
+    ) -> None:
         super().__init__()
-        self.session, self.bench, self.pool = session, bench, pool
+        self.session, self.bench, self.pool, self.firmwares = session, bench, pool, firmwares
 
     def run(self, runner_inputs: list[Any]) -> list[Any]:
-        def measure(path: str) -> float | None:
-            return self.session.measure(self.bench, Path(path))
+        def measure(number: int) -> float | None:
+            firmware = self.firmwares.pop(number).result()
+            return None if firmware is None else self.session.measure(self.bench, number, firmware)
 
-        return [Awaited(self.pool.submit(measure, str(given.artifact_path))) for given in runner_inputs]
+        return [Awaited(self.pool.submit(measure, int(given.artifact_path))) for given in runner_inputs]
 
 
 @derived_object

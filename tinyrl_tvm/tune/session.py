@@ -16,10 +16,11 @@ were asked for, whichever device was first.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,8 @@ from tinyrl_tvm.tune.task import Setting, Task, setting_of
 
 if TYPE_CHECKING:
     from tvm import ir
+
+Code = tuple[int, Layout, tuple[str, ...], int]
 
 BATCH = 16
 TIMEOUT_S = 20.0
@@ -107,7 +110,7 @@ class Session:
         self.searches = {task.index: Search(task, plan.tuner, plan.seed) for task in self.tasks}
         self.trials: list[tuple[Task, Setting]] = []  # by number
         self.costs: dict[tuple[int, Setting], float | None] = {}  # by task and setting, as trials end
-        self._codes: dict[tuple[int, Layout, tuple[str, ...], int], Setting] = {}
+        self._codes: dict[Code, Setting] = {}
         self._on_record = on_record
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -179,10 +182,8 @@ class Session:
     def scheduled(self, task: Task, setting: Setting) -> ir.IRModule | None:
         """None where choices do not go together, where they give code that another setting gave, or where TVM refuses
         the schedule, which is recorded."""
-        placed = task.placed(setting)
         try:
-            module = placed.module(placed.family, "main")
-            code = (task.index, placed.layout, placed.attributes, structural_hash(module))
+            module, code = self._code(task, setting)
         except ValueError:
             self.possible -= 1  # the rule's own word
             return None
@@ -196,6 +197,18 @@ class Session:
             self.possible -= 1
             return None
         return module
+
+    def _code(self, task: Task, setting: Setting) -> tuple[ir.IRModule, Code]:
+        """The schedule of a setting, and what tells its code from another's."""
+        placed = task.placed(setting)
+        module = placed.module(placed.family, "main")
+        return module, (task.index, placed.layout, placed.attributes, structural_hash(module))
+
+    def _know_codes(self) -> None:
+        """Of earlier records: a setting that would give the same code is not measured again either."""
+        for index, setting in [known for known, cost in self.costs.items() if cost is not None]:
+            (task,) = (task for task in self.tasks if task.index == index)
+            self._codes.setdefault(self._code(task, setting)[1], setting)
 
     def learn(self, number: int) -> None:
         task, setting = self.trials[number]
@@ -216,9 +229,9 @@ class Session:
             self._fail(error)
         return None
 
-    def measure(self, bench: Bench, firmware: Path) -> float | None:
+    def measure(self, bench: Bench, number: int, firmware: Path) -> float | None:
         """The cost of a trial; None when it was rejected, or the session stops."""
-        task, setting = self.trials[bench.number_of(firmware)]
+        task, setting = self.trials[number]
         if self.stopped:
             return None
         cost, rejected = None, None
@@ -235,7 +248,7 @@ class Session:
             self._fail(error)
             return None
         finally:
-            firmware.unlink(missing_ok=True)
+            shutil.rmtree(firmware.parent)
         self._ended(task, setting, cost, rejected)
         return cost
 
@@ -275,12 +288,14 @@ class Session:
 
         from tinyrl_tvm.tune import metaschedule as parts
 
+        self._know_codes()
         model = parts.cost_model(self) if self.plan.tuner == "xgb" else None
         bench = Bench(self.device.board, folder, workers, self.plan.timeout_s)
         contexts = [parts.tune_context(self, task, self.searches[task.index]) for task in self.tasks]
         if model is not None:
             for task, context in zip(self.tasks, contexts, strict=True):
                 parts.teach(model, self, task, context)
+        firmwares: dict[int, Future[Path | None]] = {}
         with (
             ThreadPoolExecutor(os.cpu_count() or 1, "build") as builds,
             ThreadPoolExecutor(self.device.at_a_time, "run") as runs,
@@ -291,14 +306,14 @@ class Session:
                 max_trials_global=self.unasked,
                 max_trials_per_task=self.unasked,
                 num_trials_per_iter=self._batch_size(),
-                builder=parts.TrialBuilder(self, bench, builds),
-                runner=parts.TrialRunner(self, bench, runs),
+                builder=parts.TrialBuilder(self, bench, builds, firmwares),
+                runner=parts.TrialRunner(self, bench, runs, firmwares),
                 measure_callbacks=[] if model is None else [ms.measure_callback.UpdateCostModel()],
                 database=None,
                 cost_model=model,
             )
 
     def _batch_size(self) -> int:
-        """Small beside the trials a task can have, so that the search learns; not smaller than the devices are many."""
+        """Small beside the trials a task can have, so that the search learns; large enough to keep the devices busy."""
         a_task = self.unasked // len(self.tasks)
-        return max(1, min(BATCH, a_task // 3), min(self.device.number, BATCH, a_task))
+        return max(1, min(BATCH, a_task // 3), min(2 * self.device.number, 2 * BATCH, a_task))
