@@ -11,15 +11,24 @@
 #define CPACR (*(volatile uint32_t *)0xE000ED88u)
 #define CCR (*(volatile uint32_t *)0xE000ED14u)
 #define CFSR (*(volatile uint32_t *)0xE000ED28u)
+#define MPU_CTRL (*(volatile uint32_t *)0xE000ED94u)
+#define MPU_RBAR (*(volatile uint32_t *)0xE000ED9Cu)
+#define MPU_RASR (*(volatile uint32_t *)0xE000EDA0u)
 
 #define HAS_STACK_LIMIT (__ARM_ARCH >= 8)
+#define HAS_MPU (__ARM_ARCH == 7) /* the others have a stack limit, or none at all */
 #define HAS_FAULT_STATUS (__ARM_ARCH_ISA_THUMB >= 2) /* Armv6-M knows that something is wrong, not what */
 
 #define CPACR_FULL_ACCESS_TO_FPU_AND_MVE (0xFu << 20)
 #define CCR_LOW_OVERHEAD_LOOPS (1u << 19)
+#define CFSR_STACK_LIMIT (1u << 20)
+#define CFSR_DATA_ACCESS_OR_STACKING (1u << 1 | 1u << 4) /* denied by the MPU */
+#define MPU_CTRL_ENABLE_WITH_DEFAULT_MAP 5u
+#define MPU_RBAR_REGION_0 0x10u
+#define MPU_RASR_256_BYTES_NO_ACCESS (1u << 28 | 7u << 1 | 1u)
 
 /* From the linker script. */
-extern uint32_t data_start[], data_end[], bss_start[], bss_end[], stack_bottom[], stack_top[];
+extern uint32_t data_start[], data_end[], bss_start[], bss_end[], stack_guard[], stack_bottom[], stack_top[];
 extern const uint32_t data_in_flash[];
 
 int main(void);
@@ -32,6 +41,17 @@ void report_fault(const uint32_t *frame);
 /* A fault may come from a stack that is full: its report runs on one of its own. */
 uint32_t fault_stack[128] __attribute__((aligned(8)));
 
+#if HAS_MPU
+/* Nothing may touch the 256 bytes below the stack: what lies below RAM does not always refuse a write. */
+static void guard_stack(void)
+{
+    MPU_RBAR = (uint32_t)(uintptr_t)stack_guard | MPU_RBAR_REGION_0;
+    MPU_RASR = MPU_RASR_256_BYTES_NO_ACCESS;
+    MPU_CTRL = MPU_CTRL_ENABLE_WITH_DEFAULT_MAP;
+    __asm__ volatile("dsb\nisb" ::: "memory");
+}
+#endif
+
 /* Called by Reset_Handler once the FPU is on. Volatile: a copying loop must not become a call of the library's memcpy. */
 __attribute__((used, noreturn)) void start(void)
 {
@@ -42,6 +62,9 @@ __attribute__((used, noreturn)) void start(void)
     for (volatile uint32_t *to = bss_start; to < bss_end; to++) {
         *to = 0;
     }
+#if HAS_MPU
+    guard_stack();
+#endif
     semihosting_exit(main());
 }
 
@@ -125,7 +148,7 @@ __attribute__((used, noreturn)) void report_fault(const uint32_t *frame)
     const char *cause = exception == 3 ? "hard fault" : "unexpected exception";
 #if HAS_FAULT_STATUS
     const uint32_t cfsr = CFSR;
-    stack_is_full |= (cfsr & (1u << 20)) != 0; /* the limit held */
+    stack_is_full |= (cfsr & (CFSR_STACK_LIMIT | CFSR_DATA_ACCESS_OR_STACKING)) != 0;
     cause = cause_of(cfsr);
 #endif
     console_text("\n\nFAULT ");
