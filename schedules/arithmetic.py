@@ -42,7 +42,7 @@ def round_half_away(doubled: Any) -> Any:
     Why not add one half and truncate: a compiler may contract the product before it into a fused multiply-add, and then
     the device and the host round different numbers. Integers leave it nothing to contract.
     """
-    twice = T.bind(T.Cast("int32", doubled))
+    twice = T.Cast("int32", doubled)  # no T.bind: a pattern that has one cannot be matched
     return T.shift_right(twice + T.shift_right(twice, T.int32(31)) + T.int32(1), T.int32(1))
 
 

@@ -112,6 +112,14 @@ class Quantize:
             parameters.append(Parameter("zero_point", self.zero_point.astype(np.int32)))
         return tuple(parameters)
 
+    def code(self, observation: Any, doubled_inverse_scale: Any, zero_point: Any) -> Any:
+        # a conversion of what does not fit an int32 is undefined in C; 2^20 is past every code
+        limit = T.float32(2.0**20)
+        code = round_half_away(T.max(T.min(observation * doubled_inverse_scale, limit), -limit))
+        if zero_point is not None:
+            code = code + zero_point
+        return clamp(code, self.low, self.high)
+
     def describe(self, _: Layout) -> tirx.PrimFunc:
         n = len(self.inverse_scale)
         with IRBuilder() as builder, T.prim_func(s_tir=True):
@@ -125,12 +133,8 @@ class Quantize:
                 IRBuilder.name("i", i)
                 with T.sblock("quantize"):
                     v = T.axis.spatial(n, i)
-                    # a conversion of what does not fit an int32 is undefined in C; 2^20 is past every code
-                    limit = T.float32(2.0**20)
-                    code = round_half_away(T.max(T.min(x[v] * scale[v], limit), -limit))
-                    if zero is not None:
-                        code = code + zero[v]
-                    T.buffer_store(y, T.Cast(self.dtype, clamp(code, self.low, self.high)), [v])
+                    code = self.code(x[v], scale[v], None if zero is None else zero[v])
+                    T.buffer_store(y, T.Cast(self.dtype, code), [v])
         return builder.get()
 
 

@@ -22,7 +22,9 @@ from schedules.kernels import ArgMax, Clamp, DenseCodes, DenseFloat, DenseHead, 
 from schedules.knobs import Choices, Knobs, Rule
 from schedules.scalar_arithmetic import (
     clamp_by_masks,
+    has_integer_code,
     high_by_doubling,
+    integer_code,
     largest_accumulator,
     rounded_code,
 )
@@ -60,7 +62,7 @@ class Core:
     @property
     def rules(self) -> dict[type, Rule]:
         return {
-            Quantize: Rule(portable.observation_layout, portable.schedule_observation),
+            Quantize: Rule(portable.observation_layout, self.schedule_quantize),
             Clamp: Rule(portable.observation_layout, portable.schedule_observation),
             DenseCodes: Rule(self.dense_layout, self.schedule_dense_codes, self.knobs),
             DenseHead: Rule(self.dense_layout, self.schedule_dense_head, self.knobs),
@@ -90,6 +92,11 @@ class Core:
             iterations, unrolled = _evenly(chunks, choices["unroll"])
             chunks = iterations * unrolled
         return Layout(blocks, 1, 1, rows, chunks, chunk)
+
+    def schedule_quantize(self, schedule: Schedule, kernel: Quantize, layout: Layout, _: Choices) -> None:
+        if not self.float_rows and layout.lanes > 1 and has_integer_code(kernel):
+            (loop,) = schedule.get_loops(schedule.get_sblock("quantize"))
+            schedule.tensorize(loop, self._quantize(kernel, layout.lanes))
 
     def schedule_dense_codes(self, schedule: Schedule, kernel: DenseCodes, layout: Layout, choices: Choices) -> None:
         scale, narrow = (schedule.get_sblock(name) for name in ("scale", "narrow"))
@@ -156,6 +163,34 @@ class Core:
             schedule.unroll(lane)
         else:
             schedule.tensorize(lane if layout.lanes > 1 else k, dots)
+
+    def _quantize(self, kernel: Quantize, n: int) -> str:
+        """All observations to codes, without a float instruction."""
+        has_zero = kernel.zero_point is not None
+
+        def function(fast: bool) -> tirx.PrimFunc:
+            with IRBuilder() as builder, T.prim_func(s_tir=True):
+                T.func_name("quantize")
+                x, scale = (T.arg(name, T.Buffer((n,), "float32", offset_factor=1)) for name in ("obs", "scale"))
+                zero = T.arg("zero_point", T.Buffer((n,), "int32", offset_factor=1)) if has_zero else None
+                y = T.arg("codes", T.Buffer((n,), kernel.dtype, offset_factor=1))
+                with T.sblock("root"):
+                    T.reads(x[0:n], scale[0:n], *([] if zero is None else [zero[0:n]]))
+                    T.writes(y[0:n])
+                    with T.serial(n) as i:
+                        if fast:
+                            code = integer_code(x[i], scale[i]) + (T.int32(0) if zero is None else zero[i])
+                            code = self.clamp(T.bind(code), kernel.low, kernel.high)
+                            T.buffer_store(y, T.Cast(kernel.dtype, code), [i])
+                        else:
+                            with T.sblock("quantize"):
+                                v = T.axis.spatial(n, i)
+                                code = kernel.code(x[v], scale[v], None if zero is None else zero[v])
+                                T.buffer_store(y, T.Cast(kernel.dtype, code), [v])
+            return builder.get()
+
+        limits = f"{n}_{kernel.low}_{kernel.high}_{int(has_zero)}".replace("-", "m")
+        return registered(f"{self.name}_quantize_{limits}", function)
 
     def _scale(self, kernel: DenseCodes, rows: int) -> str:
         """A block's accumulators, biased and multiplied."""

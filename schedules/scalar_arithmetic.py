@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from schedules.kernels import DenseCodes, DenseHead
+from schedules.kernels import DenseCodes, DenseHead, Quantize
 
 
 def largest_accumulator(kernel: DenseCodes | DenseHead) -> int:
@@ -60,3 +60,28 @@ def clamp_by_masks(value: Any, low: int, high: int) -> Any:
     value = T.bind(value + T.bitwise_and(over, T.shift_right(over, T.int32(31))))
     under = T.bind(T.int32(low) - value)
     return value + T.bitwise_and(under, T.bitwise_not(T.shift_right(under, T.int32(31))))
+
+
+def has_integer_code(kernel: Quantize) -> bool:
+    """Whether `integer_code` is exact for the scales: normal numbers, too small to make anything of a subnormal."""
+    doubled: np.ndarray = (2 * kernel.inverse_scale).astype(np.float32)
+    return bool(np.all((doubled >= 2.0**-126) & (doubled < 2.0**100)))
+
+
+def integer_code(observation: Any, doubled_inverse_scale: Any) -> Any:
+    """`Quantize`'s round(observation * inverse_scale) from the bits of two floats, or what is past 2^18 where it is.
+
+    With significands of 24 bits, their product p in [2^46, 2^48) and the sum of the exponents E, the float product is
+    p * 2^(E - 46) rounded to 24 bits. Below 2^20 it has bits behind the point, so that whether a tie went to even
+    cannot be seen in its whole part: half a last place is added, and the rest shifted out.
+    """
+    x, y = (T.bind(T.reinterpret("int32", value)) for value in (observation, doubled_inverse_scale))
+    significands = [T.Cast("int64", (x_or_y & T.int32(0x7FFFFF)) | T.int32(0x800000)) for x_or_y in (x, y)]
+    product = T.bind(T.Cast("int32", T.shift_right(significands[0] * significands[1], T.int64(18))))  # in [2^28, 2^30)
+    exponents = [T.shift_right(x_or_y, T.int32(23)) & T.int32(255) for x_or_y in (x, y)]
+    shift = T.bind(T.int32(28 + 2 * 127) - exponents[0] - exponents[1])
+    rounded = T.bind(product + T.shift_left(T.int32(16), T.shift_right(product, T.int32(29))))
+    doubled = T.shift_right(rounded, clamp_by_masks(shift, 8, 31))
+    magnitude = T.bind(T.shift_right(doubled + T.int32(1), T.int32(1)))
+    sign = T.bind(T.shift_right(T.bitwise_xor(x, y), T.int32(31)))
+    return T.bitwise_xor(magnitude, sign) - sign

@@ -20,7 +20,7 @@ from test_schedules import EDGE_ROWS, adversarial, codes_of, head_of, library_of
 from schedules import Kernel, place
 from schedules import kernels as k
 from schedules.knobs import settings
-from schedules.scalar_arithmetic import largest_accumulator
+from schedules.scalar_arithmetic import has_integer_code, largest_accumulator
 from tinyrl_tvm.device import qemu
 from tinyrl_tvm.emit import lower
 from tinyrl_tvm.interface import Interface
@@ -96,6 +96,27 @@ def test_a_wide_layer_shifts_by_the_law(core: str, n_in: int, tmp_path: Path) ->
 
 
 # ---- observations and heads ----
+
+
+@pytest.mark.parametrize("core", ["cortex-m3", "cortex-m0", "rv32imc"])
+def test_observations_become_codes_in_integers(core: str, tmp_path: Path) -> None:
+    """At the edges of codes, and wherever a product of any two significands may round."""
+    rng = np.random.default_rng(7)
+    n = 12
+    scale = np.where(np.arange(n) < 4, np.exp2(rng.integers(-6, 7, n)), np.exp2(rng.uniform(-30, 30, n)))
+    edges = rng.permuted(np.tile(EDGE_ROWS, (n, 1)), axis=1).T
+    near = np.nextafter(rng.integers(-260, 261, (300, n)) / 2, rng.choice([-1e9, 1e9], (300, n)))
+    rows = np.concatenate([edges, near, rng.normal(size=(300, n)) * 100]) / scale
+    rows = np.clip(rows, -3.4e38, 3.4e38).astype(np.float32)
+    zeros = None if core == "cortex-m3" else np.arange(-5, n - 5, dtype=np.int32) * 20
+    quantize = k.Quantize(scale.astype(np.float32), zeros, -128, 127, "int8")
+    assert has_integer_code(quantize)
+    agrees(library_of([quantize, shown(n)], rows, target=core), tmp_path)
+
+
+def test_scales_that_integers_would_get_wrong_stay_floats() -> None:
+    for extreme in (1e-39, 2.0**100):
+        assert not has_integer_code(k.Quantize(np.array([1, extreme], np.float32), None, -128, 127, "int8"))
 
 
 def exercised(n_out: int, kind: k.Answer) -> list[Kernel]:

@@ -16,7 +16,7 @@
 #define MPU_RASR (*(volatile uint32_t *)0xE000EDA0u)
 
 #define HAS_STACK_LIMIT (__ARM_ARCH >= 8)
-#define HAS_MPU (__ARM_ARCH == 7) /* of those with a stack limit and of Armv6-M it is not needed or not there */
+#define HAS_MPU (__ARM_ARCH == 7) /* the others have a stack limit, or none at all */
 #define HAS_FAULT_STATUS (__ARM_ARCH_ISA_THUMB >= 2) /* Armv6-M knows that something is wrong, not what */
 
 #define CPACR_FULL_ACCESS_TO_FPU_AND_MVE (0xFu << 20)
@@ -42,6 +42,7 @@ void report_fault(const uint32_t *frame);
 uint32_t fault_stack[128] __attribute__((aligned(8)));
 
 #if HAS_MPU
+/* Nothing may touch the 256 bytes below the stack: what lies below RAM does not always refuse a write. */
 static void guard_stack(void)
 {
     MPU_RBAR = (uint32_t)(uintptr_t)stack_guard | MPU_RBAR_REGION_0;

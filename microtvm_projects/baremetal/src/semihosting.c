@@ -24,7 +24,8 @@ static uint32_t address_of(const void *place)
 int semihosting_open(const char *path, uint32_t mode)
 {
     uint32_t length = 0;
-    while (path[length] != '\0') {
+    const volatile char *end = path; /* else it is the library's strlen, whose alignment blurs the size of the policy */
+    while (*end++ != '\0') {
         length++;
     }
     const uint32_t block[3] = {address_of(path), mode, length};
