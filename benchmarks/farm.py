@@ -7,7 +7,7 @@
 
 A trial is a whole one, built, sent, run and recorded. The clock runs from the first record to the last.
 
-    python benchmarks/farm.py [--trials 32]
+    python benchmarks/farm.py [--trials 48]
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ def trials_per_second(tasks: tuple[Task, ...], run: Callable[..., str], n_server
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=32, help="of each of the four runs (default 32)")
+    parser.add_argument("--trials", type=int, default=48, help="of each of the four runs (default 48)")
     trials = parser.parse_args().trials
     kernels = [
         task.kernel
-        for name in ("P1", "P2")
+        for name in ("P1", "P2", "P3")
         for task in tasks_of_policy(
             HERE / "policies" / f"{name}.onnx",
             target=BOARD.target,

@@ -316,4 +316,5 @@ class Session:
     def _batch_size(self) -> int:
         """Small beside the trials a task can have, so that the search learns; large enough to keep the devices busy."""
         a_task = self.unasked // len(self.tasks)
-        return max(1, min(BATCH, a_task // 3), min(2 * self.device.number, 2 * BATCH, a_task))
+        # the scheduler waits for a task's batch before it asks for the next: devices idle while its last trials run
+        return max(1, min(BATCH, a_task // 3), min(4 * self.device.number, 2 * BATCH, self.unasked))
