@@ -4,13 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TOOLS := gcc libc6-dev make gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
-TEST_TOOLS := $(TOOLS) g++ clang libclang-rt-14-dev cmake git
+TEST_TOOLS := $(TOOLS) gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc g++ clang libclang-rt-14-dev cmake git
 # torch from PyPI is the CUDA build on Linux, several GB. Where a CPU wheel is at hand, point pip at it:
 #   make test PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu'
 PIP_FLAGS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format bench policies clean help
+.PHONY: demo test lint format bench records policies clean help
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/:/' | awk -F: '{printf "%-10s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ format: $(VENV)/.dev ## rewrite the sources as ruff wants them
 bench: $(VENV)/.core .tools ## measure, and write the tables of the README
 	$(BIN)/python benchmarks/latency.py
 
+records: $(VENV)/.dev .test-tools ## tune the reference policies for every board, and write the records that ship
+	$(BIN)/python benchmarks/tune_references.py
+
 policies: $(VENV)/.dev ## train the two policies of the repository again (extra `rl`, about ten minutes)
 	$(BIN)/python benchmarks/policies/train.py cartpole
 	$(BIN)/python benchmarks/policies/train.py pendulum
@@ -50,7 +53,7 @@ $(VENV)/.core: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) $(PIP_FLAGS) torch==2.13.0 # alone first: a pip whose index has only this file of it must not look further
-	$(PIP) $(PIP_FLAGS) --editable '.[dev,rl,tflite]'
+	$(PIP) $(PIP_FLAGS) --editable '.[dev,rl,tflite,tune]'
 	@touch $@ $(VENV)/.core
 
 .PHONY: .python .tools .test-tools

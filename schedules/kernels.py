@@ -9,6 +9,8 @@ Shapes: `n_in` inputs, `n_out` outputs; weight (n_out, n_in). `Layout` says how 
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ from tvm.script.ir_builder import tirx as T
 
 from schedules.arithmetic import (
     ACTIVATIONS,
+    add,
     clamp,
     doubling_high_multiply,
     interpolate,
@@ -47,6 +50,7 @@ class Layout:
     chunk: int
     origin: int = 0
     joint: bool = False
+    bias_origin: int = 0
 
     @property
     def n_out(self) -> int:
@@ -112,6 +116,14 @@ class Quantize:
             parameters.append(Parameter("zero_point", self.zero_point.astype(np.int32)))
         return tuple(parameters)
 
+    def code(self, observation: Any, doubled_inverse_scale: Any, zero_point: Any) -> Any:
+        # a conversion of what does not fit an int32 is undefined in C; 2^20 is past every code
+        limit = T.float32(2.0**20)
+        code = round_half_away(T.max(T.min(observation * doubled_inverse_scale, limit), -limit))
+        if zero_point is not None:
+            code = code + zero_point
+        return clamp(code, self.low, self.high)
+
     def describe(self, _: Layout) -> tirx.PrimFunc:
         n = len(self.inverse_scale)
         with IRBuilder() as builder, T.prim_func(s_tir=True):
@@ -125,12 +137,8 @@ class Quantize:
                 IRBuilder.name("i", i)
                 with T.sblock("quantize"):
                     v = T.axis.spatial(n, i)
-                    # a conversion of what does not fit an int32 is undefined in C; 2^20 is past every code
-                    limit = T.float32(2.0**20)
-                    code = round_half_away(T.max(T.min(x[v] * scale[v], limit), -limit))
-                    if zero is not None:
-                        code = code + zero[v]
-                    T.buffer_store(y, T.Cast(self.dtype, clamp(code, self.low, self.high)), [v])
+                    code = self.code(x[v], scale[v], None if zero is None else zero[v])
+                    T.buffer_store(y, T.Cast(self.dtype, code), [v])
         return builder.get()
 
 
@@ -219,8 +227,11 @@ class DenseCodes:
         high = doubling_high_multiply(accumulator + requant(0), requant(1))
         return high if self.hides_negatives else ties_away(high)
 
+    def code(self, scaled: Any) -> Any:
+        return clamp(rounding_shift_right(scaled, self.shift) + T.int32(self.zero_point), self.low, self.high)
+
     def narrow(self, scaled: Any, table: Any) -> Any:
-        code = clamp(rounding_shift_right(scaled, self.shift) + T.int32(self.zero_point), self.low, self.high)
+        code = self.code(scaled)
         return T.Cast("int8", code) if table is None else lookup(table, code)
 
     def describe(self, layout: Layout) -> tirx.PrimFunc:
@@ -303,7 +314,7 @@ class ThroughTable:
 
 @dataclass(frozen=True)
 class Activate:
-    """A float output: activation(accumulator) * scale + offset, clipped. Arrays (n_out,) float32, or None."""
+    """A float output: fma(activation(accumulator), scale, offset), clipped. Arrays (n_out,) float32, or None."""
 
     activation: str
     scale: np.ndarray | None = None
@@ -320,6 +331,13 @@ class DenseHead:
     """The last dense layer and the action read off its accumulators: no requantisation in between.
 
     weight (n_out, n_in) int8 with bias int32, or both float32; `answer` says what becomes of the accumulators.
+
+    Floats are summed in four lanes, each input in the lane k mod 4, in the order of the inputs and rounded once a step:
+
+        lane[k mod 4] = fma(x[k], weight[k], lane[k mod 4]) for k = 0, 1, ..., n_in - 1, from 0
+        accumulator = ((lane[0] + lane[1]) + (lane[2] + lane[3])) + bias
+
+    Why lanes: a head has too few outputs to fill a vector with them.
     """
 
     weight: np.ndarray
@@ -352,34 +370,28 @@ class DenseHead:
         return tuple(parameters)
 
     def describe(self, layout: Layout) -> tirx.PrimFunc:
-        n_out, answer = len(self.bias), self.answer
+        (n_out, n_in), answer = self.weight.shape, self.answer
         dtype, acc_dtype = ("float32", "float32") if self.floating else ("int8", "int32")
         blocks, lanes, chunks, chunk = layout.blocks, layout.lanes, layout.chunks, layout.chunk
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name("dense_head")
             T.func_attr({"tirx.noalias": True})
-            x = T.arg("x" if self.floating else "codes", T.Buffer((chunks, chunk), dtype))
+            # floats end where the caller's array does; codes are padded with their weights
+            x = T.arg(
+                *(("x", T.Buffer((n_in,), dtype)) if self.floating else ("codes", T.Buffer((chunks, chunk), dtype)))
+            )
             shape = (blocks, 1, 1, chunks, lanes, chunk)
             arrays = {"weight": T.arg("weight", T.Buffer(shape, dtype, elem_offset=-layout.origin))}
             for parameter in self.parameters(layout)[1:]:
                 kind = str(parameter.values.dtype)
                 arrays[parameter.name] = T.arg(parameter.name, T.Buffer(parameter.values.shape, kind))
             y = T.arg("out", T.Buffer((self.n_answers,), self.answer_dtype))
-            acc = IRBuilder.name("acc", T.sblock_alloc_buffer((blocks * lanes,), acc_dtype))
             total = IRBuilder.name("total", T.sblock_alloc_buffer((n_out,), acc_dtype))
-            zero = T.float32(0) if self.floating else T.int32(0)
-            with T.grid(blocks, lanes, chunks, chunk) as loops, T.sblock("accumulate"):
-                b, l, c, k = T.axis.remap("SSRR", _named("blck", loops))
-                with T.init():
-                    T.buffer_store(acc, zero, [b * lanes + l])
-                if self.floating:
-                    product = x[c, k] * arrays["weight"][b, 0, 0, c, l, k]
-                else:
-                    product = _int32(x, [c, k]) * _int32(arrays["weight"], [b, 0, 0, c, l, k])
-                T.buffer_store(acc, acc[b * lanes + l] + product, [b * lanes + l])
+            sums = (self._describe_lanes if self.floating else self._describe_sums)(layout, x, arrays["weight"])
+            plus = add if self.floating else operator.add
             with T.serial(n_out) as n, T.sblock("total"):
                 v = T.axis.spatial(n_out, IRBuilder.name("n", n))
-                T.buffer_store(total, acc[v] + arrays["bias"][v], [v])
+                T.buffer_store(total, plus(sums(v), arrays["bias"][v]), [v])
             if isinstance(answer, ArgMax):
                 start = 0
                 for index, run in enumerate(answer.runs):
@@ -393,6 +405,39 @@ class DenseHead:
                         T.writes(y[v])
                     T.buffer_store(y, self._value(total[v], arrays, v), [v])
         return builder.get()
+
+    def _describe_sums(self, layout: Layout, x: Any, weight: Any) -> Callable[[Any], Any]:
+        """Integers add up to the same in any order; the sum of an output, given its index."""
+        rows = layout.blocks * layout.lanes
+        acc = IRBuilder.name("acc", T.sblock_alloc_buffer((rows,), "int32"))
+        with T.grid(layout.blocks, layout.lanes, layout.chunks, layout.chunk) as loops, T.sblock("accumulate"):
+            b, l, c, k = T.axis.remap("SSRR", _named("blck", loops))
+            row = b * layout.lanes + l
+            with T.init():
+                T.buffer_store(acc, T.int32(0), [row])
+            T.buffer_store(acc, acc[row] + _int32(x, [c, k]) * _int32(weight, [b, 0, 0, c, l, k]), [row])
+        return lambda v: acc[v]
+
+    def _describe_lanes(self, layout: Layout, x: Any, weight: Any) -> Callable[[Any], Any]:
+        """Floats in four lanes; inputs beyond the last four are added as an output's lanes are put together."""
+        (full, rest), rows = divmod(self.weight.shape[1], 4), layout.blocks * layout.lanes
+        zero = T.float32(0)
+        acc = IRBuilder.name("acc", T.sblock_alloc_buffer((rows, 4), "float32")) if full else None
+        if acc is not None:
+            with T.grid(layout.blocks, layout.lanes, full, 4) as loops, T.sblock("accumulate"):
+                b, l, c, k = T.axis.remap("SSRS", _named("blck", loops))
+                row = b * layout.lanes + l
+                with T.init():
+                    T.buffer_store(acc, zero, [row, k])
+                T.buffer_store(acc, T.fma(x[4 * c + k], weight[b, 0, 0, c, l, k], acc[row, k]), [row, k])
+
+        def lane(v: Any, k: int) -> Any:
+            value = zero if acc is None else acc[v, k]
+            if k >= rest:
+                return value
+            return T.fma(x[4 * full + k], weight[v // layout.lanes, 0, 0, full, v % layout.lanes, k], value)
+
+        return lambda v: add(add(lane(v, 0), lane(v, 1)), add(lane(v, 2), lane(v, 3)))
 
     def _value(self, total: Any, arrays: dict[str, Any], v: Any) -> Any:
         answer = self.answer
@@ -409,10 +454,12 @@ class DenseHead:
         else:
             assert isinstance(answer, Activate)
             value = ACTIVATIONS[answer.activation](total)
-            if answer.scale is not None:
+            if answer.scale is not None and answer.offset is not None:
+                value = T.fma(value, arrays["scale"][v], arrays["offset"][v])
+            elif answer.scale is not None:
                 value = value * arrays["scale"][v]
-            if answer.offset is not None:
-                value = value + arrays["offset"][v]
+            elif answer.offset is not None:
+                value = add(value, arrays["offset"][v])
         if answer.high is not None:
             value = T.min(value, arrays["high"][v])
         if answer.low is not None:
@@ -422,10 +469,11 @@ class DenseHead:
 
 @dataclass(frozen=True)
 class DenseFloat:
-    """A float32 dense layer: out = activation(weight @ x + bias), products accumulated in the order of the inputs.
+    """A float32 dense layer: out = activation(weight @ x + bias), accumulated in this order, rounded once a step:
 
-    weight (n_out, n_in) float32, bias (n_out,) float32. A compiler may contract a product and a sum into a fused
-    multiply-add; parity is judged within a bound, not bit for bit.
+        sum = bias;  sum = fma(x[k], weight[k], sum) for k = 0, 1, ..., n_in - 1
+
+    weight (n_out, n_in) float32, bias (n_out,) float32.
     """
 
     weight: np.ndarray
@@ -439,8 +487,8 @@ class DenseFloat:
 
     def parameters(self, layout: Layout) -> tuple[Parameter, ...]:
         return (
-            Parameter("weight", layout.pack_weight(self.weight)),
-            Parameter("bias", np.ascontiguousarray(layout.pack_outputs(self.bias))),
+            Parameter("weight", layout.pack_weight(self.weight), layout.origin),
+            Parameter("bias", np.ascontiguousarray(layout.pack_outputs(self.bias)), layout.bias_origin),
         )
 
     def describe(self, layout: Layout) -> tirx.PrimFunc:
@@ -449,18 +497,18 @@ class DenseFloat:
             T.func_name("dense_float")
             T.func_attr({"tirx.noalias": True})
             x = T.arg("x", T.Buffer((inputs,), "float32"))
-            weight = T.arg("weight", T.Buffer((blocks, inputs, lanes), "float32"))
-            bias = T.arg("bias", T.Buffer((blocks, lanes), "float32"))
+            weight = T.arg("weight", T.Buffer((blocks, inputs, lanes), "float32", elem_offset=-layout.origin))
+            bias = T.arg("bias", T.Buffer((blocks, lanes), "float32", elem_offset=-layout.bias_origin))
             y = T.arg("out", T.Buffer((blocks, lanes), "float32"))
             acc = IRBuilder.name("acc", T.sblock_alloc_buffer((blocks, lanes), "float32"))
             with T.grid(blocks, lanes, inputs) as loops, T.sblock("accumulate"):
                 b, l, k = T.axis.remap("SSR", _named("blk", loops))
                 with T.init():
-                    T.buffer_store(acc, T.float32(0), [b, l])
-                T.buffer_store(acc, acc[b, l] + x[k] * weight[b, k, l], [b, l])
+                    T.buffer_store(acc, bias[b, l], [b, l])
+                T.buffer_store(acc, T.fma(x[k], weight[b, k, l], acc[b, l]), [b, l])
             with T.grid(blocks, lanes) as loops, T.sblock("activate"):
                 b, l = T.axis.remap("SS", _named("bl", loops))
-                T.buffer_store(y, ACTIVATIONS[self.activation](acc[b, l] + bias[b, l]), [b, l])
+                T.buffer_store(y, ACTIVATIONS[self.activation](acc[b, l]), [b, l])
         return builder.get()
 
 

@@ -17,8 +17,8 @@ from tvm.s_tir import Schedule, TensorIntrin
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from schedules import mve_float, portable
 from schedules import mve_intrinsics as mve
-from schedules import portable
 from schedules.kernels import ArgMax, Clamp, DenseCodes, DenseFloat, DenseHead, Layout, Quantize
 from schedules.knobs import Choices, Knobs, Rule
 
@@ -62,20 +62,14 @@ def dense_codes_attributes(choices: Choices) -> tuple[str, ...]:
     return () if choices["loops"] else ("-lob",)
 
 
-def dense_head_layout(kernel: DenseHead, _: Choices) -> Layout:
+def dense_head_layout(kernel: DenseHead, choices: Choices) -> Layout:
     n_out, n_in = kernel.weight.shape
     if kernel.floating:
-        return Layout(-(-n_out // 4), 1, 1, 4, n_in, 1)
+        return mve_float.head_layout(kernel, choices)
     lanes = n_out if n_out <= HEAD_LANES else 4
     chunks = -(-n_in // 16)
     chunks = -(-chunks // 4) * 4 if chunks > STREAMED_CHUNKS else chunks
     return Layout(-(-n_out // lanes), 1, 1, lanes, chunks, 16, origin=_middle(16 * lanes * min(chunks, 4)))
-
-
-def dense_float_layout(kernel: DenseFloat, _: Choices) -> Layout:
-    n_out, n_in = kernel.weight.shape
-    lanes = min(16, -(-n_out // 4) * 4)
-    return Layout(-(-n_out // lanes), 1, 1, lanes, n_in, 1)
 
 
 def _middle(window_bytes: int) -> int:
@@ -83,9 +77,8 @@ def _middle(window_bytes: int) -> int:
     return min(REACH_BYTES, window_bytes // 2 - 4)
 
 
-def schedule_observation(schedule: Schedule, kernel: Quantize | Clamp, layout: Layout, _: Choices) -> None:
-    name = "quantize" if isinstance(kernel, Quantize) else "clamp"
-    (i,) = schedule.get_loops(schedule.get_sblock(name))
+def schedule_observation(schedule: Schedule, kernel: Quantize, layout: Layout, _: Choices) -> None:
+    (i,) = schedule.get_loops(schedule.get_sblock("quantize"))
     if layout.lanes % 4 == 0:
         _outer, lanes = schedule.split(i, [None, 4])
         schedule.vectorize(lanes)
@@ -130,39 +123,21 @@ def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout,
         schedule.tensorize(schedule.get_loops(narrow)[-2], _narrow8(kernel))
 
 
-def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout, _: Choices) -> None:
+def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout, choices: Choices) -> None:
+    if kernel.floating:
+        mve_float.schedule_head(schedule, kernel, layout, choices)
+        return
     accumulate = schedule.get_sblock("accumulate")
     block, lane, chunk, k = schedule.get_loops(accumulate)
-    if kernel.floating:
-        schedule.reorder(block, chunk, k, lane)
-        schedule.vectorize(lane)
-        schedule.decompose_reduction(accumulate, chunk)
-    else:
-        outer, inner = schedule.split(chunk, [None, _divisor(layout.chunks, 4)])
-        schedule.reorder(block, outer, inner, lane, k)
-        schedule.unroll(inner)
-        start = schedule.decompose_reduction(accumulate, outer)
-        schedule.unroll(schedule.get_loops(start)[-1])
-        schedule.tensorize(lane if layout.lanes > 1 else k, _dots(layout.lanes, fenced=layout.chunks > RESIDENT_CHUNKS))
+    outer, inner = schedule.split(chunk, [None, _divisor(layout.chunks, 4)])
+    schedule.reorder(block, outer, inner, lane, k)
+    schedule.unroll(inner)
+    start = schedule.decompose_reduction(accumulate, outer)
+    schedule.unroll(schedule.get_loops(start)[-1])
+    schedule.tensorize(lane if layout.lanes > 1 else k, _dots(layout.lanes, fenced=layout.chunks > RESIDENT_CHUNKS))
     for name in ("total",) if isinstance(kernel.answer, ArgMax) else ("total", "answer"):
         if len(kernel.bias) <= HEAD_LANES:
             schedule.unroll(schedule.get_loops(schedule.get_sblock(name))[-1])
-
-
-def schedule_dense_float(schedule: Schedule, kernel: DenseFloat, layout: Layout, _: Choices) -> None:
-    accumulate, activate = schedule.get_sblock("accumulate"), schedule.get_sblock("activate")
-    block, lane, inputs = schedule.get_loops(accumulate)
-    vector, lanes = schedule.split(lane, [None, 4])
-    outer, inner = schedule.split(inputs, [None, _divisor(layout.chunks, 4)])
-    schedule.reorder(block, outer, inner, vector, lanes)
-    schedule.reverse_compute_at(activate, block)
-    vector_out, lanes_out = schedule.split(schedule.get_loops(activate)[-1], [None, 4])
-    schedule.vectorize(lanes_out)
-    schedule.unroll(vector_out)
-    schedule.vectorize(lanes)
-    schedule.unroll(vector)
-    schedule.unroll(inner)
-    schedule.decompose_reduction(accumulate, outer)
 
 
 def _window(chunks: int, at_most: int) -> int:
@@ -414,8 +389,8 @@ def _registered(name: str, function: Callable[[bool], tirx.PrimFunc]) -> str:
 
 RULES = {
     Quantize: Rule(portable.observation_layout, schedule_observation),
-    Clamp: Rule(portable.observation_layout, schedule_observation),
+    Clamp: mve_float.CLAMP,
     DenseCodes: Rule(dense_codes_layout, schedule_dense_codes, dense_codes_knobs, dense_codes_attributes),
     DenseHead: Rule(dense_head_layout, schedule_dense_head),
-    DenseFloat: Rule(dense_float_layout, schedule_dense_float),
+    DenseFloat: mve_float.DENSE,
 }

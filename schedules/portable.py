@@ -14,6 +14,8 @@ def dense_layout(kernel: DenseCodes | DenseHead | DenseFloat, _: Choices) -> Lay
     n_out, n_in = kernel.weight.shape
     if isinstance(kernel, DenseCodes) and not kernel.wide:
         return Layout(n_out, 1, 1, 1, 1, n_in)
+    if isinstance(kernel, DenseHead) and kernel.floating:  # sums in four lanes
+        return Layout(n_out, 1, 1, 1, -(-n_in // 4), 4)
     return Layout(n_out, 1, 1, 1, n_in, 1)
 
 
@@ -35,6 +37,8 @@ def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout,
 
 
 def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout, _: Choices) -> None:
+    if kernel.floating and kernel.weight.shape[1] < 4:
+        return
     accumulate = schedule.get_sblock("accumulate")
     schedule.decompose_reduction(accumulate, schedule.get_loops(accumulate)[2])
 

@@ -16,6 +16,7 @@ from tinyrl_tvm.calibrate import read_observations, split_inputs
 from tinyrl_tvm.errors import TinyrlError, UnsupportedOp, unknown_name
 from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.policy import Policy, TensorSpec, c_names
+from tinyrl_tvm.records import Records
 from tinyrl_tvm.targets import Target, target_named
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from tvm.transform import Pass
 
     from relay_passes.report import Change
-    from schedules import Kernel
+    from schedules import Kernel, PlacedKernel
     from tinyrl_tvm.emit.program import Program
     from tinyrl_tvm.reference import Expectations
 
@@ -41,10 +42,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What compile made: the library, what each pass did, what there is to say, and the text of every stage."""
+    """What compile made: the library, its kernels in calling order, what each pass did, what there is to say, and the
+    text of every stage."""
 
     library: ModelLibrary
     precision: str
+    kernels: tuple[Kernel, ...] = field(repr=False)
     changes: tuple[Change, ...] = field(repr=False)
     notes: tuple[str, ...]
     stages: dict[str, str] = field(repr=False)
@@ -78,10 +81,12 @@ def compile_policy(
     calibration: Path | None = None,
     output: str | None = None,
     module_name: str | None = None,
+    tuning_records: Path | None = None,
     budget: Budget = Budget(),
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Compiled:
-    """Compile the policy in `path`. `precision` is int8 when there is `calibration`, else float32. Raises TinyrlError."""
+    """Compile the policy in `path`. `precision` is int8 when there is `calibration`, else float32; schedules are chosen
+    by `tuning_records`, else by those that ship for the target. Raises TinyrlError."""
     core = target_named(target)
     precision = _precision(precision, calibration)
     if not path.is_file():
@@ -95,6 +100,7 @@ def compile_policy(
     from tinyrl_tvm.reference import expectations
 
     name = module_identifier(module_name or path.stem)
+    records = _tuning_records(tuning_records, core)  # before the long work: they may be another target's
 
     progress("import")
     policy = _load(path, output)
@@ -116,7 +122,9 @@ def compile_policy(
         raise UnsupportedOp(f"'{policy.source}': {error}") from None
 
     progress("schedule")
-    program = _program(simple, kernels_of(lowered), core, precision, name, expected)
+    kernels = kernels_of(lowered)
+    placed, placed_notes = _placed(kernels, core, records)
+    program = _program(simple, placed, core, precision, name, expected)
     _check_budget(program, budget)
 
     progress("print")
@@ -134,9 +142,11 @@ def compile_policy(
         *policy.notes,
         f"test vectors: {len(expected.actions)} rows, {observations.vectors_from}",
         *expected.notes,
+        *records.notes,
+        *placed_notes,
     )
     stages = {"relax": _relax_stages(policy, simple.module, graph, lowered), **_stages(program, library)}
-    return Compiled(library, precision, tuple(changes), notes, stages)
+    return Compiled(library, precision, kernels, tuple(changes), notes, stages)
 
 
 def module_identifier(name: str) -> str:
@@ -179,10 +189,37 @@ def _run(module: IRModule, passes: list[Pass]) -> tuple[IRModule, list[Change]]:
     return run_passes(module, passes)
 
 
+def _tuning_records(path: Path | None, core: Target) -> Records:
+    from schedules.tuned import shipped
+    from tinyrl_tvm.records import parse, read
+
+    if path is not None:
+        return read(path, core.name)
+    resource = shipped(core.name)
+    return parse(resource.read_bytes(), resource.name, core.name) if resource.is_file() else Records()
+
+
+def _placed(
+    kernels: tuple[Kernel, ...], core: Target, records: Records
+) -> tuple[tuple[PlacedKernel, ...], tuple[str, ...]]:
+    """Every kernel with the choices that were measured for it, or for the nearest that was, of which there is a note."""
+    from schedules.signature import signature
+    from schedules.tuned import place_tuned
+
+    winners, placed, notes = records.winners(), [], []
+    for kernel in kernels:
+        tuned, known = place_tuned(kernel, core.kernels, winners)
+        if known is not None and known != signature(kernel):
+            notes.append(
+                f"{kernel.summary}: scheduled as {known.n_in} -> {known.n_out} was tuned, which is the nearest"
+            )
+        placed.append(tuned)
+    return tuple(placed), tuple(dict.fromkeys(notes))
+
+
 def _program(
-    policy: Policy, kernels: tuple[Kernel, ...], core: Target, precision: str, name: str, expected: Expectations
+    policy: Policy, kernels: tuple[PlacedKernel, ...], core: Target, precision: str, name: str, expected: Expectations
 ) -> Program:
-    from schedules import place
     from tinyrl_tvm.emit.program import Program
 
     action = TensorSpec(policy.action.name, (expected.actions.shape[1],), str(expected.actions.dtype))
@@ -190,8 +227,7 @@ def _program(
         f"Written by tinyrl-tvm {tinyrl_tvm.__version__} from '{policy.source}' (sha256 {policy.sha256}), "
         f"{precision}, for {core.name}."
     )
-    placed = tuple(place(kernel, core.kernels) for kernel in kernels)
-    return Program(name, core, precision, policy.inputs, action, placed, pedigree)
+    return Program(name, core, precision, policy.inputs, action, kernels, pedigree)
 
 
 def _check_budget(program: Program, budget: Budget) -> None:
@@ -217,7 +253,7 @@ def _relax_stages(policy: Policy, simple: IRModule, graph: IRModule, lowered: IR
 
 def _stages(program: Program, library: ModelLibrary) -> dict[str, str]:
     """The TIR of every kernel, and the sources as printed."""
-    families = ("portable", program.target.kernels) if program.target.guard else ("portable",)
+    families = ("portable", program.target.kernels) if program.guard else ("portable",)
     steps, _ = program.plan
     tir = [f"# ---- {f}\n{s.placed.module(f, s.function).script()}\n" for s in steps for f in families]
     sources = {path: data.decode() for path, data in library.files.items() if path.startswith("codegen/")}

@@ -2,6 +2,8 @@
 """What a policy costs in flash and RAM: a program's sections minus those of the same program without the policy.
 
 flash = text + data (initial values of data lie in flash),  ram = data + bss.  The stack is no section; it is painted.
+What both programs take from the compiler's runtime counts for neither: soft floats, when the test of a float action
+needs them, too.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tinyrl_tvm import toolchain
-from tinyrl_tvm.errors import TinyrlError
+from tinyrl_tvm.errors import NoAnswer, TinyrlError
 from tinyrl_tvm.targets import Board
 
 FAULT = re.compile(r"^FAULT (.*)$", re.MULTILINE)
@@ -24,10 +24,8 @@ class Emulate(Protocol):
 def emulate(board: Board, firmware: Path, folder: Path, timeout_s: float) -> str:
     """On this machine's QEMU. Raises TinyrlError when the firmware faults, hangs or stops early."""
     command: list[str | Path] = [
-        toolchain.find("qemu-system-arm"),
-        *("-M", board.machine, "-icount", "shift=0"),
-        *("-display", "none", "-monitor", "none", "-serial", "none"),
-        *("-chardev", "stdio,id=console", "-semihosting-config", "enable=on,target=native,chardev=console"),
+        toolchain.find(board.architecture.emulator),
+        *board.emulator_arguments,
         *("-kernel", firmware),
     ]
     try:
@@ -38,9 +36,10 @@ def emulate(board: Board, firmware: Path, folder: Path, timeout_s: float) -> str
             capture_output=True,
             timeout=timeout_s,
             check=False,
+            start_new_session=True,  # Ctrl-C is for us: an emulator that it ended would look like a firmware that did
         )
     except subprocess.TimeoutExpired:
-        raise TinyrlError(
+        raise NoAnswer(
             f"'{firmware}' did not end within {timeout_s:g} s on {board.name}; it hangs, "
             "or the policy is too large to emulate"
         ) from None

@@ -35,7 +35,7 @@ def print_library(program: Program) -> dict[str, bytes]:
         "workspace_bytes": workspace_bytes,
         "target": program.target.name,
         "precision": program.precision,
-        "target_guard": program.target.guard,
+        "target_guard": program.guard,
         "tensors": _tensors(program),
         "names": program.names,
         "arguments": _arguments(program, [tensor["c_name"] for tensor in _tensors(program)]),
@@ -44,6 +44,7 @@ def print_library(program: Program) -> dict[str, bytes]:
         "shell_arguments": _arguments(program, _shell_names(program)),
         "kernels": kernels,
         "uses_lookup": any("tinyrl_lookup" in kernel["definition"] for kernel in kernels),
+        "uses": [name for name in lower.IN_C if any(f"{name}(" in kernel["definition"] for kernel in kernels)],
         "parameters": [text for index, step in enumerate(steps) for text in _parameters(index, step.placed)],
         "copies": _copies(program) if program.gathers else [],
         "calls": [_call(index, step, program) for index, step in enumerate(steps)],
@@ -55,7 +56,7 @@ def print_library(program: Program) -> dict[str, bytes]:
         f"{source}_lib0.c": "policy.c.jinja",
         f"{source}_lib1.c": "kernels.c.jinja",
     }
-    if program.target.guard:
+    if program.guard:
         files[f"{source}_lib2.S"] = "kernels.S.jinja"
     return {path: _render(template, context | _file_names(path)) for path, template in files.items()}
 
@@ -119,7 +120,7 @@ def _kernel(step: Step, program: Program) -> dict[str, str]:
     prototype = _prototype(step)
     definition = _definition(lower.c_source(step.placed.module("portable", step.function)), step.function, prototype)
     kernel = {"summary": step.placed.summary, "prototype": prototype, "definition": definition, "assembly": ""}
-    if program.target.guard:
+    if program.guard:
         module = step.placed.module(step.placed.family, step.function)
         listing = lower.assembly(module, program.target.tvm(step.placed.attributes))
         kernel["assembly"] = function_text(listing, step.function)

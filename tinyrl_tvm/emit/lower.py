@@ -7,11 +7,16 @@ replaced by a pointer, the code generators print a function that needs nothing: 
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tvm import ir, tirx
     from tvm.target import Target
+
+# defined in templates/float.c.jinja
+IN_C = FMA, ADD, BITS, FROM_BITS = "tinyrl_fma", "tinyrl_add", "tinyrl_bits", "tinyrl_from_bits"
+FIRST = 99  # over TVM's own lowering, which is at 10
 
 
 def c_source(module: ir.IRModule) -> str:
@@ -29,9 +34,43 @@ def assembly(module: ir.IRModule, target: Target) -> str:
 def _build(module: ir.IRModule, target: Target, alignment: int) -> Any:
     import tvm
 
+    _round_as_described()
     lowered = _passes(target)(module)
     functions = {var.name_hint: _with_pointers(f, alignment) for var, f in lowered.functions_items()}
     return tvm.get_global_func(f"target.build.{target.kind.name}")(tvm.IRModule(functions), target)
+
+
+@functools.cache
+def _round_as_described() -> None:
+    """Tell TVM what a fused multiply-add becomes, and for C also a float's bits.
+
+    Why: TVM's C target knows no fused multiply-add, and casts pointers to get at bits, which breaks C's aliasing rules; its
+    LLVM target takes `llvm.fmuladd`, which is two roundings unless the target may contract.
+    """
+    from tvm import tirx
+    from tvm.target.codegen import llvm_lookup_intrinsic_id
+
+    fma = llvm_lookup_intrinsic_id("llvm.fma")
+
+    def fma_in_c(call: ir.Call) -> Any:
+        a, b, c = call.args
+        if isinstance(b, tirx.FloatImm) and b.value == 1:
+            return tirx.call_extern("float32", ADD, a, c)
+        return tirx.call_extern("float32", FMA, a, b, c)
+
+    def bits_in_c(call: ir.Call) -> Any:
+        dtype = str(call.ty.dtype)
+        return tirx.call_extern(dtype, BITS if dtype == "int32" else FROM_BITS, *call.args)
+
+    def fma_in_llvm(call: ir.Call) -> Any:
+        return tirx.call_llvm_pure_intrin(call.ty.dtype, fma, *call.args)
+
+    for name, target, lowering in (
+        ("tirx.fma", "c", fma_in_c),
+        ("tirx.fma", "llvm", fma_in_llvm),
+        ("tirx.reinterpret", "c", bits_in_c),
+    ):
+        tirx.op.register_intrin_lowering(name, target=target, f=lowering, level=FIRST)
 
 
 def _passes(target: Target) -> Any:
@@ -42,6 +81,8 @@ def _passes(target: Target) -> Any:
     return ir.transform.Sequential(
         [
             t.BindTarget(target),
+            # first in C: a call there is one that the simplifier may not repeat wherever its value is used
+            *([t.LowerIntrin()] if target.kind.name == "c" else []),
             s.CanonicalizeLoop(),
             s.LowerInitBlock(),
             s.PlanAndUpdateBufferAllocationLocation(),

@@ -40,6 +40,11 @@ class Program:
     pedigree: str
 
     @property
+    def guard(self) -> str | None:
+        """When the target's own kernels run; None where there are none but the C twin."""
+        return self.target.guard if self.precision == "int8" or self.target.float_unit else None
+
+    @property
     def n_observations(self) -> int:
         return sum(spec.length for spec in self.inputs)
 
