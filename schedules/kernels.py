@@ -117,6 +117,7 @@ class Quantize:
         return tuple(parameters)
 
     def code(self, observation: Any, doubled_inverse_scale: Any, zero_point: Any) -> Any:
+        """The code of one observation as an int32; `zero_point` may be None."""
         # a conversion of what does not fit an int32 is undefined in C; 2^20 is past every code
         limit = T.float32(2.0**20)
         code = round_half_away(T.max(T.min(observation * doubled_inverse_scale, limit), -limit))
@@ -228,6 +229,7 @@ class DenseCodes:
         return high if self.hides_negatives else ties_away(high)
 
     def code(self, scaled: Any) -> Any:
+        """The code before the table, as an int32."""
         return clamp(rounding_shift_right(scaled, self.shift) + T.int32(self.zero_point), self.low, self.high)
 
     def narrow(self, scaled: Any, table: Any) -> Any:

@@ -106,7 +106,7 @@ class Core:
         self._schedule_dots(schedule, kernel, layout, choices)
         scale_row, narrow_row = (schedule.get_loops(sblock)[-1] for sblock in (scale, narrow))
         small = largest_accumulator(kernel) < self.reach
-        if small and kernel.multiplier is not None:
+        if small and kernel.multiplier is not None and kernel.multiplier.size > 1:
             schedule.tensorize(scale_row, self._scale(kernel, layout.lanes))
         else:
             schedule.unroll(scale_row)

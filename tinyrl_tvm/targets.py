@@ -97,8 +97,8 @@ class Board:
 
 INSTRUCTIONS_HZ = 1_000_000_000  # of virtual time
 
-# Loop strength reduction gives every load of an unrolled loop an address of its own, and spills them. Whole, P1/P3 on
-# Cortex-M4: 8,030/116,746 instructions with it, 7,980/111,895 without; P1 on Cortex-M3: 14,252 and 13,108.
+# Loop strength reduction gives every load of an unrolled loop an address of its own, and spills them. P1/P3 whole: on
+# Cortex-M4 7,841/114,091 instructions with it, 7,498/110,143 without; on Cortex-M3 13,840/203,945 and 12,694/186,096.
 _WITHOUT_LSR = ["-disable-lsr:bool=true"]
 
 TARGETS = {
