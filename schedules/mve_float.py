@@ -110,7 +110,7 @@ def _divisor(value: int, at_most: int) -> int:
 def _unrolled(inputs: int, wanted: int) -> int:
     """A divisor of `inputs`, the largest up to `wanted`; but where that is a small one, as of 17 or 37, a larger one."""
     divisor = _divisor(inputs, wanted)
-    if 2 * divisor > min(inputs, wanted):
+    if 4 * divisor >= min(inputs, wanted):
         return divisor
     return next((d for d in range(wanted, 3 * wanted) if inputs % d == 0), divisor)
 

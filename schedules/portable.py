@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C twin's schedules: one output at a time, so that nothing but the accumulator is kept between steps."""
+"""The C twin's schedules: one output at a time, or a few, so that nothing but accumulators is kept between steps."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from tvm.s_tir import Schedule
 from schedules.kernels import Clamp, DenseCodes, DenseFloat, DenseHead, Layout, Quantize
 from schedules.knobs import Choices, Rule
 
+SIDE_BY_SIDE = 4  # outputs of a float layer
+
 
 def dense_layout(kernel: DenseCodes | DenseHead | DenseFloat, _: Choices) -> Layout:
-    """Natural order, no padding."""
+    """Natural order; padded only where floats are taken several at a time."""
     n_out, n_in = kernel.weight.shape
     if isinstance(kernel, DenseCodes) and not kernel.wide:
         return Layout(n_out, 1, 1, 1, 1, n_in)
     if isinstance(kernel, DenseHead) and kernel.floating:  # sums in four lanes
         return Layout(n_out, 1, 1, 1, -(-n_in // 4), 4)
+    if isinstance(kernel, DenseFloat):
+        return Layout(-(-n_out // SIDE_BY_SIDE), 1, 1, SIDE_BY_SIDE, n_in, 1)
     return Layout(n_out, 1, 1, 1, n_in, 1)
 
 
@@ -44,10 +48,14 @@ def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout, _
 
 
 def schedule_dense_float(schedule: Schedule, kernel: DenseFloat, layout: Layout, _: Choices) -> None:
+    """A few outputs side by side: a sum waits for its last step, and a rounding in double takes several times as long."""
     accumulate = schedule.get_sblock("accumulate")
-    _, output, inputs = schedule.get_loops(accumulate)
-    schedule.reverse_compute_at(schedule.get_sblock("activate"), output)
+    _, lane, inputs = schedule.get_loops(accumulate)
+    outer, inner = schedule.split(lane, [None, SIDE_BY_SIDE])
+    schedule.reorder(inputs, inner)
+    schedule.reverse_compute_at(schedule.get_sblock("activate"), outer)
     schedule.decompose_reduction(accumulate, inputs)
+    schedule.unroll(inner)
 
 
 RULES = {

@@ -146,11 +146,11 @@ def test_the_log_says_where_the_vectors_come_from(tmp_path: Path) -> None:
 def test_the_log_says_which_vectors_float32_could_not_tell(tmp_path: Path) -> None:
     model = dense_policy((3, 2), head=arg_max, weights=[(np.array([[1.0, 0, 0], [-1, 0, 0]]), np.zeros(2))])
     rows = observations_for(model, 10)
-    rows[4] = 0
+    rows[4] = [-1e-40, 0, 0]  # the second action's, but the first's where it counts as zero
     notes = compiled(tmp_path, model, precision="float32", calibration=rows_in(tmp_path, calibration=rows)).notes
     assert notes == (
         "test vectors: 9 rows, calibration rows, seed 0",
-        "1 test vectors left out: their two best actions are nearer than float32 can tell",
+        "1 test vectors left out: a number on the way is past 3.4e38, or below 1.2e-38",
     )
 
 
