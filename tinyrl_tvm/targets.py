@@ -307,7 +307,7 @@ BOARDS = {
         ),
         Board(
             "riscv32-virt",
-            "QEMU's virt machine with the memory of an ESP32-C3: RV32IMC",
+            "virt machine of QEMU with the memory of an ESP32-C3: RV32IMC",
             target="rv32imc",
             architecture=_RISCV,
             machine="virt",

@@ -18,13 +18,15 @@
 
 /* Volatile, so that policy and empty function are called by the very same machine code. */
 static policy_function *volatile subject;
+static volatile uint32_t rounds;
 
-static __attribute__((noinline)) uint32_t ticks_of_subject(uint32_t rounds)
+static __attribute__((noinline)) uint32_t ticks_of_subject(void)
 {
     policy_function *const call = subject;
+    const uint32_t last = rounds;
     policy_action action[N_ACTIONS];
     const uint32_t start = ticks_now();
-    for (uint32_t round = 0; round < rounds; round++) {
+    for (uint32_t round = 0; round < last; round++) {
         for (uint32_t row = 0; row < N_VECTORS; row++) {
             (void)POLICY_CALL(call, test_observations[row], action);
         }
@@ -36,15 +38,18 @@ void measure_instructions(void)
 {
     ticks_start();
     subject = POLICY;
-    const uint32_t ticks_a_round = ticks_of_subject(1);
-    const uint32_t enough = ENOUGH_TICKS / (ticks_a_round + 1) + 1;
-    const uint32_t rounds = enough < MOST_ROUNDS ? enough : MOST_ROUNDS;
-    const uint32_t ticks = ticks_of_subject(rounds);
+    rounds = 1;
+    uint32_t ticks = ticks_of_subject();
+    const uint32_t enough = ENOUGH_TICKS / (ticks + 1) + 1;
+    if (enough > 1) {
+        rounds = enough < MOST_ROUNDS ? enough : MOST_ROUNDS;
+        ticks = ticks_of_subject();
+    }
     subject = no_policy;
-    const uint32_t empty = ticks_of_subject(rounds);
+    ticks -= ticks_of_subject();
     ticks_stop();
 
-    const uint64_t hundredths = (uint64_t)(ticks - empty) * INSTRUCTIONS_PER_100_TICKS / (rounds * N_VECTORS);
+    const uint64_t hundredths = (uint64_t)ticks * INSTRUCTIONS_PER_100_TICKS / (rounds * N_VECTORS);
     const uint32_t whole = (uint32_t)(hundredths / 100), rest = (uint32_t)(hundredths % 100);
     console_text("instructions per inference: ");
     console_unsigned(whole);
