@@ -41,10 +41,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What compile made: the library, what each pass did, what there is to say, and the text of every stage."""
+    """What compile made: the library, its kernels in calling order, what each pass did, what there is to say, and the
+    text of every stage."""
 
     library: ModelLibrary
     precision: str
+    kernels: tuple[Kernel, ...] = field(repr=False)
     changes: tuple[Change, ...] = field(repr=False)
     notes: tuple[str, ...]
     stages: dict[str, str] = field(repr=False)
@@ -116,7 +118,8 @@ def compile_policy(
         raise UnsupportedOp(f"'{policy.source}': {error}") from None
 
     progress("schedule")
-    program = _program(simple, kernels_of(lowered), core, precision, name, expected)
+    kernels = kernels_of(lowered)
+    program = _program(simple, kernels, core, precision, name, expected)
     _check_budget(program, budget)
 
     progress("print")
@@ -136,7 +139,7 @@ def compile_policy(
         *expected.notes,
     )
     stages = {"relax": _relax_stages(policy, simple.module, graph, lowered), **_stages(program, library)}
-    return Compiled(library, precision, tuple(changes), notes, stages)
+    return Compiled(library, precision, kernels, tuple(changes), notes, stages)
 
 
 def module_identifier(name: str) -> str:

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The measuring sticks: a trace agrees with the counter, an estimate reacts to what it should, a table finds its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import cycles
+import numpy as np
+import pytest
+import report
+from firmware import built, compiled
+from latency import requantised
+
+from tinyrl_tvm.device import qemu
+from tinyrl_tvm.errors import TinyrlError
+
+BOARD = "mps3-an547"
+
+
+def test_the_trace_is_as_long_as_the_counter_says(tmp_path: Path) -> None:
+    made = compiled("P1", "int8", "cortex-m55")
+    counted = qemu.run(built(made.library, tmp_path / "whole", BOARD)).instructions_per_inference
+    assert counted is not None
+    stream = cycles.executed(built(made.library, tmp_path / "once", BOARD, main="once.c"))
+    # the counter has taken off the two instructions of the empty policy, and is good to a tick in a thousand calls
+    assert abs(len(stream) - 2 - counted) < 0.5
+    estimated = cycles.estimate(stream)
+    bound = sum(cycles.bound(kernel) for kernel in made.kernels)
+    assert bound == (4 * 64 + 64 * 64 + 64 * 2) / 8
+    assert bound < estimated < 2 * len(stream)
+
+
+def test_a_table_adds_a_look_up_an_output_to_the_bound() -> None:
+    made = compiled("P2", "int8", "cortex-m55")
+    assert sum(cycles.bound(kernel) for kernel in made.kernels) == (3 * 64 + 64 * 64 + 64) / 8 + 128
+
+
+def test_an_estimate_waits_for_what_an_instruction_needs() -> None:
+    independent = [f"ldr r{n % 4}, [r6]" for n in range(100)]
+    chained = ["ldr r0, [r0]"] * 100
+    assert cycles.estimate(chained) > 1.5 * cycles.estimate(independent)
+
+
+def test_a_straight_line_has_no_ends_of_loops_and_no_calls() -> None:
+    stream = ["dls lr, r8", "vadd.i32 q0, q0, q1", "le lr, 0x10 <f+0x4>", "bl 0x40 <g>", "cbz r0, 0x44 <g+0x4>"]
+    assert list(cycles.straightened(stream)) == ["dls lr, r8", "vadd.i32 q0, q0, q1", "b .Lthere", "cbz r0, .Lthere"]
+    assert cycles.estimate(stream) > 0  # the model lacks `dls`
+
+
+def test_what_is_no_instruction_is_refused() -> None:
+    with pytest.raises(TinyrlError, match="llvm-mca refuses the trace"):
+        cycles.estimate(["frobnicate r0"])
+
+
+def test_the_table_says_how_each_layer_requantises() -> None:
+    class DenseCodes:
+        def __init__(self, multiplier: np.ndarray | None) -> None:
+            self.multiplier = multiplier
+
+    kernels = [DenseCodes(None), DenseCodes(np.ones(1, np.int32)), DenseCodes(np.ones(64, np.int32)), object()]
+    assert requantised(kernels) == "shift, one, per output"
+
+
+def test_a_table_replaces_what_stood_between_its_marks(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- x -->\nold\n<!-- /x -->\nb\n<!-- y -->\n<!-- /y -->\n")
+    report.write_readme("x", report.table("name | n", [("one", 1)], text_columns=1), readme)
+    assert readme.read_text() == (
+        "a\n<!-- x -->\n| name | n |\n|---|---:|\n| one | 1 |\n<!-- /x -->\nb\n<!-- y -->\n<!-- /y -->\n"
+    )
+    with pytest.raises(click.ClickException, match="no one pair of '<!-- z -->' marks"):
+        report.write_readme("z", "", readme)
