@@ -3,8 +3,8 @@
 
 Every key of the target that names no core (`vector-width`, `fast-math-contract`), every `cl-opt`, and what single kernels
 ask for beyond the target (`-lob`), is left out alone; then all `cl-opt`, then all. `cl-opt` are LLVM's globals, so each
-variant has a process of its own and inherits nothing. Beside the instructions stands how many kernels came out as other code: 0 says
-that the option does nothing for these policies.
+variant has a process of its own and inherits nothing. Beside the instructions stands how many kernels came out as other code:
+0 says that the option does nothing for these policies.
 """
 
 from __future__ import annotations
