@@ -118,16 +118,10 @@ def executed(project: projects.Project) -> list[str]:
 
 def addresses(project: projects.Project, firmware: Path) -> list[int]:
     """Where every instruction of a run lay: QEMU translates one at a time and logs each time it enters one."""
-    log = project.folder / "trace.log"
+    log, board = project.folder / "trace.log", board_named(project.options["board"])
+    one_at_a_time = ("-singlestep", "-d", "exec,nochain", "-D", log)
     subprocess.run(
-        [
-            find("qemu-system-arm"),
-            *("-M", board_named(project.options["board"]).machine, "-icount", "shift=0"),
-            *("-singlestep", "-d", "exec,nochain", "-D", log),
-            *("-display", "none", "-monitor", "none", "-serial", "none"),
-            *("-chardev", "stdio,id=console", "-semihosting-config", "enable=on,target=native,chardev=console"),
-            *("-kernel", firmware),
-        ],
+        (find(board.architecture.emulator), *board.emulator_arguments, *one_at_a_time, "-kernel", firmware),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=120,

@@ -27,8 +27,7 @@ def instructions_of_each_row(
     run(board_named(board), firmware, folder, TIMEOUT_S)
     empty, *ticks = np.fromfile(folder / "ticks.bin", "<u4").astype(np.float64)
     assert len(ticks) == len(rows), (len(ticks), len(rows))
-    instructions_per_tick = 1e9 / board_named(board).tick_hz  # `-icount shift=0`: one a nanosecond of virtual time
-    return (np.array(ticks) - empty) * instructions_per_tick / REPEATS
+    return (np.array(ticks) - empty) * board_named(board).instructions_per_100_ticks / 100 / REPEATS
 
 
 def random_rows(library: ModelLibrary, n: int, seed: int = 0) -> np.ndarray:

@@ -31,6 +31,7 @@ from tinyrl_tvm import project as projects
 from tinyrl_tvm.cli import cli
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.library import ModelLibrary
+from tinyrl_tvm.targets import BOARDS, TARGETS
 
 POLICIES = Path(__file__).parent.parent / "benchmarks" / "policies"
 P1, P1_OBSERVATIONS = POLICIES / "P1.onnx", POLICIES / "P1.npz"
@@ -406,7 +407,7 @@ def test_compile_reports_what_each_pass_saved() -> None:
 def test_an_unknown_target_is_answered_with_a_guess(tmp_path: Path) -> None:
     assert_refused(
         ("compile", P1, "--target", "cortex-m5"),
-        "no target 'cortex-m5'; have: cortex-m55, host. Did you mean 'cortex-m55'?",
+        f"no target 'cortex-m5'; have: {', '.join(sorted(TARGETS))}. Did you mean 'cortex-m55'?",
         tmp_path,
     )
 
@@ -414,7 +415,7 @@ def test_an_unknown_target_is_answered_with_a_guess(tmp_path: Path) -> None:
 def test_a_missing_target_is_answered_with_the_list() -> None:
     result = tinyrl("compile", P1)
     assert result.exit_code == 2
-    assert result.stderr.endswith("Error: no --target; have: cortex-m55, host\n")
+    assert result.stderr.endswith(f"Error: no --target; have: {', '.join(TARGETS)}\n")
 
 
 MODELS = {
@@ -622,7 +623,7 @@ def test_an_unknown_board_or_platform_is_answered_with_a_guess(tmp_path: Path, p
     create = ("micro", "create", "firmware", p1 / "p1.tar")
     assert_refused(
         (*create, "baremetal", "--project-option", "board=mps3-an457"),
-        "no board 'mps3-an457'; have: mps3-an547. Did you mean 'mps3-an547'?",
+        f"no board 'mps3-an457'; have: {', '.join(sorted(BOARDS))}. Did you mean 'mps3-an547'?",
         tmp_path,
     )
     assert_refused(
@@ -873,7 +874,7 @@ def test_targets_lists_cores_and_boards() -> None:
     for word in ("cortex-m55", "host", "mps3-an547", "524,288"):
         assert word in said
     answer = answered("targets")
-    assert [target["name"] for target in answer["targets"]] == ["cortex-m55", "host"]
+    assert [target["name"] for target in answer["targets"]] == list(TARGETS)
     assert answer["boards"][0] == {
         "name": "mps3-an547",
         "summary": "Arm MPS3 with the AN547 image: Cortex-M55",
@@ -905,7 +906,8 @@ def test_doctor_says_the_one_line_that_installs_the_rest(tmp_path: Path, monkeyp
     assert result.exit_code == 1
     assert result.stdout.endswith(
         f"missing; install it: {apt} gcc libc6-dev gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm\n"
-        f"optional; install it: {apt} cmake clang llvm-19\n"
+        f"optional; install it: {apt} gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc cmake clang"
+        " llvm-19\n"
     )
     answer = json.loads(tinyrl("doctor", "--json").stdout)
     assert not answer["ok"]

@@ -17,8 +17,9 @@ from policies import arg_max, compile_model, dense_policy, greater, multi_discre
 from relay_passes.report import Change
 from tinyrl_tvm.device import host
 from tinyrl_tvm.errors import TinyrlError, UnsupportedOp
+from tinyrl_tvm.interface import Interface, Vectors
 from tinyrl_tvm.pipeline import Budget, Compiled, compile_policy, module_identifier
-from tinyrl_tvm.project import Interface, Vectors
+from tinyrl_tvm.targets import TARGETS
 
 MODEL = dense_policy((6, 16, 12, 3), activation="Tanh")
 
@@ -62,7 +63,7 @@ def test_int8_without_calibration_says_what_to_give(tmp_path: Path) -> None:
 def test_an_unknown_precision_or_target_is_answered_with_a_guess(tmp_path: Path) -> None:
     assert error(tmp_path, precision="int4") == "no precision 'int4'; have: float32, int8. Did you mean 'int8'?"
     assert error(tmp_path, target="cortex-m5") == (
-        "no target 'cortex-m5'; have: cortex-m55, host. Did you mean 'cortex-m55'?"
+        f"no target 'cortex-m5'; have: {', '.join(sorted(TARGETS))}. Did you mean 'cortex-m55'?"
     )
 
 

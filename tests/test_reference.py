@@ -30,7 +30,8 @@ from relay_passes import FoldLut, QuantizeInt8
 from relay_passes.evaluate import evaluate
 from tinyrl_tvm.device import qemu
 from tinyrl_tvm.errors import TinyrlError
-from tinyrl_tvm.project import Vectors, build, create
+from tinyrl_tvm.interface import Vectors
+from tinyrl_tvm.project import build, create
 from tinyrl_tvm.reference import FUNCTION_ERROR, Expectations, expectations
 
 F = np.float32

@@ -15,7 +15,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import math
 import os
 import re
 import subprocess
@@ -31,8 +30,9 @@ import numpy as np
 
 from tinyrl_tvm import __version__, toolchain
 from tinyrl_tvm.errors import TinyrlError, unknown_name
+from tinyrl_tvm.interface import C_TYPES, Interface, Vectors
 from tinyrl_tvm.library import ModelLibrary
-from tinyrl_tvm.targets import BOARDS, TARGETS, board_named
+from tinyrl_tvm.targets import ARCHITECTURES, BOARDS, TARGETS, Board, board_named
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -41,15 +41,9 @@ PROJECT_FILE = "tinyrl_project.json"
 PROJECT_FORMAT = 1
 MODEL_FILE = "policy/model.tar"
 
-# Vectors live in flash beside the policy; the rest of a long recording is streamed to the device when it runs.
-MAX_BUILT_IN_VECTORS = 64
-MAX_BUILT_IN_BYTES = 64 * 1024
-
-C_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 SOURCE_PATH = re.compile(
     r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*"
 )  # safe in make, CMake and a shell
-C_TYPES = {"float32": "float", "int32": "int32_t"}
 
 
 @dataclass(frozen=True)
@@ -65,11 +59,10 @@ class Option:
 @dataclass(frozen=True)
 class Platform:
     """A way to build a project. `borrows` are files of the host's template that the platform shares;
-    `products` are what `make` leaves behind, `tools` what it needs."""
+    `products` are what `make` leaves behind."""
 
     name: str
     summary: str
-    tools: tuple[str, ...]
     products: tuple[str, ...]
     borrows: tuple[str, ...] = ()
     options: tuple[Option, ...] = ()
@@ -81,13 +74,11 @@ PLATFORMS = {
         Platform(
             "host",
             "plain C99 for this machine: a shared library and a program that replays the test vectors",
-            tools=("make", "cc"),
             products=("out/libpolicy.so", "out/replay"),
         ),
         Platform(
             "baremetal",
             "firmware without an operating system: start-up code, linker script, console over semihosting",
-            tools=("make", "arm-none-eabi-gcc"),
             products=("out/firmware.elf", "out/firmware_empty.elf"),
             borrows=(
                 "src/console.c",
@@ -104,106 +95,6 @@ PLATFORMS = {
 
 
 @dataclass(frozen=True)
-class Input:
-    """One observation tensor; `offset` is where it starts in a row of all inputs joined."""
-
-    name: str
-    c_name: str
-    length: int
-    offset: int
-
-
-@dataclass(frozen=True)
-class Interface:
-    """How a library's policy is called: `library.interface`, checked, since a library comes from a stranger."""
-
-    name: str
-    target: str
-    inputs: tuple[Input, ...]
-    n_actions: int
-    action_name: str
-    action_c_name: str
-    action_dtype: str
-    tolerance: float
-
-    def __post_init__(self) -> None:
-        names = [self.name, self.action_c_name, *(tensor.c_name for tensor in self.inputs)]
-        sizes = [self.n_actions, *(tensor.length for tensor in self.inputs)]
-        if not all(isinstance(tensor.name, str) for tensor in self.inputs):
-            raise ValueError("the name of an input is no text")
-        if not all(C_IDENTIFIER.fullmatch(name) for name in names):
-            raise ValueError(f"a name in {names} is not a C identifier")
-        if not self.inputs or any(type(size) is not int or size <= 0 for size in sizes):
-            raise ValueError(f"sizes {sizes} are not all positive")
-        if self.action_dtype not in C_TYPES or self.target not in TARGETS:
-            raise ValueError(f"action type '{self.action_dtype}', target '{self.target}'")
-        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
-            raise ValueError(f"tolerance {self.tolerance}")
-
-    @property
-    def n_obs(self) -> int:
-        return sum(tensor.length for tensor in self.inputs)
-
-    @staticmethod
-    def of(library: ModelLibrary) -> Interface:
-        try:
-            entry = library.interface
-            inputs: list[Input] = []
-            for tensor in entry["inputs"]:
-                offset = sum(earlier.length for earlier in inputs)
-                inputs.append(Input(tensor["name"], tensor["c_name"], tensor["length"], offset))
-            action = entry["action"]
-            return Interface(
-                name=library.name,
-                target=entry["target"],
-                inputs=tuple(inputs),
-                n_actions=action["length"],
-                action_name=action["name"],
-                action_c_name=action["c_name"],
-                action_dtype=action["dtype"],
-                tolerance=float(entry["tolerance"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise TinyrlError(
-                f"the library's metadata.json does not describe a policy ({error}); compile the policy again"
-            ) from None
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """Test vectors: observations (n, n_obs) float32, answers (n, n_actions), and `built_in`, the rows that a project
-    carries in its own sources. `float_answers` (n, n_actions) are the float policy's; None in a library that lacks
-    them."""
-
-    observations: np.ndarray = field(repr=False)
-    answers: np.ndarray = field(repr=False)
-    built_in: np.ndarray = field(repr=False)
-    float_answers: np.ndarray | None = field(default=None, repr=False)
-
-    @staticmethod
-    def of(library: ModelLibrary) -> Vectors:
-        interface = Interface.of(library)
-        try:
-            arrays = library.vectors()
-            observations = np.ascontiguousarray(arrays["observations"], np.float32)
-            answers = np.ascontiguousarray(arrays["expected"], interface.action_dtype)
-            float_answers = arrays.get("float_action")
-            n = len(observations)
-            shapes = observations.shape == (n, interface.n_obs) and answers.shape == (n, interface.n_actions)
-            if n == 0 or not shapes or not (np.isfinite(observations).all() and np.isfinite(answers).all()):
-                raise ValueError(f"shapes {observations.shape} and {answers.shape}, or a value that is not finite")
-            if float_answers is not None:
-                float_answers = np.ascontiguousarray(float_answers, interface.action_dtype)
-                if float_answers.shape != answers.shape or not np.isfinite(float_answers).all():
-                    raise ValueError(f"float_action of shape {float_answers.shape}, or a value that is not finite")
-        except (KeyError, ValueError, TypeError, EOFError, OSError) as error:
-            raise TinyrlError(f"the library's test vectors cannot be used: {error}; compile the policy again") from None
-        row_bytes = observations[0].nbytes + answers[0].nbytes
-        built_in_n = max(1, min(n, MAX_BUILT_IN_VECTORS, MAX_BUILT_IN_BYTES // row_bytes))
-        return Vectors(observations, answers, np.linspace(0, n - 1, built_in_n).astype(np.int64), float_answers)
-
-
-@dataclass(frozen=True)
 class Project:
     """A generated folder. Everything that was chosen at `create` is in it."""
 
@@ -215,6 +106,16 @@ class Project:
     @property
     def interface(self) -> Interface:
         return Interface.of(self.library)
+
+    @property
+    def board(self) -> Board | None:
+        """None on the host."""
+        return board_named(self.options["board"]) if "board" in self.options else None
+
+    @property
+    def compiler(self) -> str:
+        """Its name in `toolchain.TOOLS`."""
+        return self.board.architecture.compiler if self.board else "cc"
 
 
 @dataclass(frozen=True)
@@ -279,13 +180,12 @@ def load(folder: Path) -> Project:
 
 def build(project: Project) -> BuiltProject:
     """Run the project's own Makefile. Two builds of one folder wait for each other."""
-    for tool in PLATFORMS[project.platform].tools:
-        toolchain.find(tool)
-    command: list[str | Path] = [toolchain.find("make"), "--no-print-directory", f"-j{os.cpu_count() or 1}", "all"]
+    make = toolchain.find("make")
+    toolchain.find(project.compiler)
+    command: list[str | Path] = [make, "--no-print-directory", f"-j{os.cpu_count() or 1}", "all"]
+    environment = toolchain.build_environment(project.compiler)
     with _one_build_at_a_time(project.folder):
-        made = subprocess.run(
-            command, cwd=project.folder, env=toolchain.build_environment(), capture_output=True, text=True, check=False
-        )
+        made = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
     if made.returncode != 0:
         raise _build_error(project, made.stderr)
     return built(project)
@@ -337,10 +237,9 @@ def _project_files(library: ModelLibrary, platform: str, options: Mapping[str, s
         )
     files = _policy_files(library)
     sources = [path for path in files if path.endswith((".c", ".S"))]
-    holes = _holes(interface, Vectors.of(library), sources)
-    if board:
-        holes |= {"board": board, "board_cflags": " ".join(TARGETS[board.target].cflags)}
-    for path, template in _template_files(platform, options):
+    templates = dict(_template_files(platform, board))
+    holes = _holes(interface, Vectors.of(library), sources) | (_board_holes(board, list(templates)) if board else {})
+    for path, template in templates.items():
         text = template.read_text(encoding="utf-8")
         if path.endswith(".jinja"):
             path, text = path.removesuffix(".jinja"), TEMPLATES.from_string(text).render(holes)  # noqa: PLW2901
@@ -390,16 +289,28 @@ def _holes(interface: Interface, vectors: Vectors, sources: list[str]) -> dict[s
     }
 
 
-def _template_files(platform: str, options: Mapping[str, str]) -> Iterator[tuple[str, Traversable]]:
-    """(path in the project, template). Of `boards/` only the chosen one, as `board/`."""
+def _board_holes(board: Board, paths: list[str]) -> dict[str, Any]:
+    architecture = board.architecture
+    tools = (toolchain.TOOLS[name] for name in (architecture.compiler, architecture.emulator))
+    return {
+        "board": board,
+        "board_cflags": " ".join(TARGETS[board.target].cflags),
+        "architecture": architecture,
+        "architecture_sources": [
+            path for path in paths if path.startswith(f"{architecture.name}/") and path.endswith(".c")
+        ],
+        "packages": [package for tool in tools for package in tool.packages],
+    }
+
+
+def _template_files(platform: str, board: Board | None) -> Iterator[tuple[str, Traversable]]:
+    """(path in the project, template). Of the folders of architectures only the board's."""
     templates = resources.files("microtvm_projects")
     for borrowed in PLATFORMS[platform].borrows:
         yield borrowed, templates.joinpath("host", borrowed)
     for path, template in _files_below(templates.joinpath(platform), PurePosixPath()):
-        if path.parts[0] != "boards":
+        if path.parts[0] not in ARCHITECTURES or (board and path.parts[0] == board.architecture.name):
             yield str(path), template
-        elif path.parts[1] == options["board"]:
-            yield str(PurePosixPath("board", *path.parts[2:])), template
 
 
 def _files_below(folder: Traversable, path: PurePosixPath) -> Iterator[tuple[PurePosixPath, Traversable]]:
@@ -458,10 +369,32 @@ def _one_build_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def _build_error(project: Project, log: str) -> TinyrlError:
+    if project.board and (reason := _why_it_does_not_fit(project.board, log)):
+        return TinyrlError(f"the policy does not fit '{project.board.name}': {reason}; try {_smaller(project)}")
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    for line in lines:
-        if "overflowed by" in line:
-            reason = line.split(": ")[-1]
-            return TinyrlError(f"the policy does not fit: {reason}; try --precision int8 or a smaller network")
     telling = [line for line in lines if "error:" in line or "cannot find" in line] or lines[-1:] or ["make failed"]
     return TinyrlError(f"the build failed: {telling[0]}; run 'make' in '{project.folder}' to see all of it")
+
+
+def _why_it_does_not_fit(board: Board, log: str) -> str | None:
+    """What the linker says of a region, or of the stack, in numbers."""
+    sizes = {"FLASH": board.flash_bytes, "RAM": board.ram_bytes}
+    excess: dict[str, int] = {}
+    for region, n_bytes in re.findall(r"region `(FLASH|RAM)' overflowed by (\d+) bytes", log):
+        excess[region] = max(excess.get(region, 0), int(n_bytes))  # of the two programs the larger
+    if excess:
+        needs = (f"{sizes[region] + excess[region]:,} B of {_IN_PROSE[region]}" for region in excess)
+        has = (f"{sizes[region]:,} B of {_IN_PROSE[region]}" for region in excess)
+        return f"its firmware needs {' and '.join(needs)}, the board has {' and '.join(has)}"
+    if NO_STACK in log:
+        return f"{NO_STACK}, the board has {board.ram_bytes:,} B of RAM"
+    return None
+
+
+NO_STACK = "less than 4 KiB of RAM are left for the stack"  # what the linker scripts assert
+_IN_PROSE = {"FLASH": "flash", "RAM": "RAM"}
+
+
+def _smaller(project: Project) -> str:
+    network = "a smaller network"
+    return network if project.library.interface.get("precision") == "int8" else f"--precision int8 or {network}"

@@ -39,17 +39,59 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """What the boards of one instruction set share.
+
+    `name` is the folder of the template `baremetal` with their start-up code, `compiler` and `emulator` are in
+    `toolchain.TOOLS`; `c_library` tells the compiler of a C library that is not its own.
+    """
+
+    name: str
+    compiler: str
+    emulator: str
+    emulator_options: tuple[str, ...] = ()
+    c_library: str = ""
+
+    @property
+    def compiler_prefix(self) -> str:
+        return self.compiler.removesuffix("gcc")
+
+
+@dataclass(frozen=True)
 class Board:
-    """A board QEMU can emulate. Sizes in bytes; `tick_hz` is SysTick's rate under `-icount shift=0`."""
+    """A board QEMU can emulate. Sizes in bytes; `tick_hz` is the rate of its tick counter under `-icount shift=0`,
+    where an instruction takes a nanosecond."""
 
     name: str
     summary: str
     target: str
+    architecture: Architecture
     machine: str
+    flash_origin: int
     flash_bytes: int
+    ram_origin: int
     ram_bytes: int
     tick_hz: int
 
+    def __post_init__(self) -> None:
+        assert self.target in TARGETS
+        assert 100 * INSTRUCTIONS_HZ % self.tick_hz == 0
+
+    @property
+    def emulator_arguments(self) -> tuple[str, ...]:
+        """Of the emulator, less the firmware: an instruction a nanosecond, console and files by semihosting."""
+        return (
+            *("-M", self.machine, *self.architecture.emulator_options, "-icount", "shift=0"),
+            *("-display", "none", "-monitor", "none", "-serial", "none"),
+            *("-chardev", "stdio,id=console", "-semihosting-config", "enable=on,target=native,chardev=console"),
+        )
+
+    @property
+    def instructions_per_100_ticks(self) -> int:
+        return 100 * INSTRUCTIONS_HZ // self.tick_hz
+
+
+INSTRUCTIONS_HZ = 1_000_000_000  # of virtual time
 
 TARGETS = {
     target.name: target
@@ -73,10 +115,79 @@ TARGETS = {
                 "cl-opt": ["-disable-lsr:bool=true", "-misched-regpressure:bool=false"],
             },
         ),
+        Target(
+            "cortex-m33",
+            "Arm Cortex-M33 with DSP and single-precision FPU",
+            kernels="portable",
+            cflags=("-mcpu=cortex-m33", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv5-sp-d16"),
+            llvm={
+                "mtriple": "thumbv8m.main-none-eabihf",
+                "mcpu": "cortex-m33",
+                "mfloat-abi": "hard",
+                "vector-width": 32,
+            },
+        ),
+        Target(
+            "cortex-m7",
+            "Arm Cortex-M7 with double-precision FPU",
+            kernels="portable",
+            cflags=("-mcpu=cortex-m7", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv5-d16"),
+            llvm={"mtriple": "thumbv7em-none-eabihf", "mcpu": "cortex-m7", "mfloat-abi": "hard", "vector-width": 32},
+        ),
+        Target(
+            "cortex-m4",
+            "Arm Cortex-M4 with single-precision FPU",
+            kernels="portable",
+            cflags=("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"),
+            llvm={"mtriple": "thumbv7em-none-eabihf", "mcpu": "cortex-m4", "mfloat-abi": "hard", "vector-width": 32},
+        ),
+        Target(
+            "cortex-m3",
+            "Arm Cortex-M3, without FPU",
+            kernels="portable",
+            cflags=("-mcpu=cortex-m3", "-mthumb", "-mfloat-abi=soft"),
+            llvm={"mtriple": "thumbv7m-none-eabi", "mcpu": "cortex-m3", "mfloat-abi": "soft", "vector-width": 32},
+        ),
+        Target(
+            "cortex-m0",
+            "Arm Cortex-M0, without FPU",
+            kernels="portable",
+            cflags=("-mcpu=cortex-m0", "-mthumb", "-mfloat-abi=soft"),
+            llvm={"mtriple": "thumbv6m-none-eabi", "mcpu": "cortex-m0", "mfloat-abi": "soft", "vector-width": 32},
+        ),
+        Target(
+            "rv32imc",
+            "RISC-V, 32 bits with multiplication and compressed instructions, without FPU, as in the ESP32-C3",
+            kernels="portable",
+            cflags=("-march=rv32imc", "-mabi=ilp32"),
+            llvm={
+                "mtriple": "riscv32-unknown-none-elf",
+                "mcpu": "generic-rv32",
+                "mattr": ["+m", "+c"],
+                "mabi": "ilp32",
+                "vector-width": 32,
+            },
+        ),
         Target("host", "portable C99 for this machine, or for any core with a C compiler", kernels="portable"),
     )
 }
 
+ARCHITECTURES = {
+    architecture.name: architecture
+    for architecture in (
+        Architecture("cortex-m", compiler="arm-none-eabi-gcc", emulator="qemu-system-arm"),
+        Architecture(
+            "riscv",
+            compiler="riscv64-unknown-elf-gcc",
+            emulator="qemu-system-riscv32",
+            emulator_options=("-bios", "none"),
+            c_library="--specs=picolibc.specs",
+        ),
+    )
+}
+_CORTEX_M, _RISCV = ARCHITECTURES["cortex-m"], ARCHITECTURES["riscv"]
+
+KIB = 1024
 BOARDS = {
     board.name: board
     for board in (
@@ -84,10 +195,85 @@ BOARDS = {
             "mps3-an547",
             "Arm MPS3 with the AN547 image: Cortex-M55",
             target="cortex-m55",
+            architecture=_CORTEX_M,
             machine="mps3-an547",
-            flash_bytes=512 * 1024,
-            ram_bytes=512 * 1024,
+            flash_origin=0x0000_0000,  # ITCM
+            flash_bytes=512 * KIB,
+            ram_origin=0x2000_0000,  # DTCM
+            ram_bytes=512 * KIB,
             tick_hz=32_000_000,
+        ),
+        Board(
+            "mps2-an505",
+            "Arm MPS2+ with the AN505 image: Cortex-M33",
+            target="cortex-m33",
+            architecture=_CORTEX_M,
+            machine="mps2-an505",
+            flash_origin=0x1000_0000,  # the core starts in the secure state, which sees SSRAM1 here
+            flash_bytes=4096 * KIB,
+            ram_origin=0x3800_0000,  # SSRAM2 and 3, likewise
+            ram_bytes=4096 * KIB,
+            tick_hz=20_000_000,
+        ),
+        Board(
+            "mps2-an500",
+            "Arm MPS2+ with the AN500 image: Cortex-M7",
+            target="cortex-m7",
+            architecture=_CORTEX_M,
+            machine="mps2-an500",
+            flash_origin=0x0000_0000,
+            flash_bytes=4096 * KIB,
+            ram_origin=0x2000_0000,
+            ram_bytes=4096 * KIB,
+            tick_hz=25_000_000,
+        ),
+        Board(
+            "mps2-an386",
+            "Arm MPS2 with the AN386 image: Cortex-M4",
+            target="cortex-m4",
+            architecture=_CORTEX_M,
+            machine="mps2-an386",
+            flash_origin=0x0000_0000,
+            flash_bytes=4096 * KIB,
+            ram_origin=0x2000_0000,
+            ram_bytes=4096 * KIB,
+            tick_hz=25_000_000,
+        ),
+        Board(
+            "mps2-an385",
+            "Arm MPS2 with the AN385 image: Cortex-M3",
+            target="cortex-m3",
+            architecture=_CORTEX_M,
+            machine="mps2-an385",
+            flash_origin=0x0000_0000,
+            flash_bytes=4096 * KIB,
+            ram_origin=0x2000_0000,
+            ram_bytes=4096 * KIB,
+            tick_hz=25_000_000,
+        ),
+        Board(
+            "microbit",
+            "BBC micro:bit: Nordic nRF51822, Cortex-M0",
+            target="cortex-m0",
+            architecture=_CORTEX_M,
+            machine="microbit",
+            flash_origin=0x0000_0000,
+            flash_bytes=256 * KIB,
+            ram_origin=0x2000_0000,
+            ram_bytes=16 * KIB,
+            tick_hz=16_000_000,
+        ),
+        Board(
+            "riscv32-virt",
+            "QEMU's virt machine with the memory of an ESP32-C3: RV32IMC",
+            target="rv32imc",
+            architecture=_RISCV,
+            machine="virt",
+            flash_origin=0x8000_0000,  # where the machine begins to run; all of it is RAM, the start-up code locks it
+            flash_bytes=4096 * KIB,
+            ram_origin=0x8040_0000,
+            ram_bytes=400 * KIB,
+            tick_hz=INSTRUCTIONS_HZ,  # minstret counts instructions themselves
         ),
     )
 }

@@ -21,13 +21,15 @@ UNWANTED_VARIABLES = ("CFLAGS", "CPPFLAGS", "LDFLAGS", "OPTIMIZE", "WARNINGS", "
 @dataclass(frozen=True)
 class Tool:
     """`programs` are tried in order; `packages` are Debian's. `library` is a file that a compiler must find: Debian
-    packs it apart. What is optional only our own tests need."""
+    packs it apart. `machine` begins the prefix of a cross compiler. What is optional only some boards or our own tests
+    need."""
 
     name: str
     programs: tuple[str, ...]
     packages: tuple[str, ...]
     purpose: str
     library: str | None = None
+    machine: str | None = None
     optional: bool = False
 
     @property
@@ -55,8 +57,25 @@ TOOLS = {
             ("gcc-arm-none-eabi", "libnewlib-arm-none-eabi"),
             "compiles a policy for Arm Cortex-M",
             library="libc.a",
+            machine="arm",
         ),
         Tool("qemu-system-arm", ("qemu-system-arm",), ("qemu-system-arm",), "emulates an Arm Cortex-M board"),
+        Tool(
+            "riscv64-unknown-elf-gcc",
+            ("riscv64-unknown-elf-gcc",),
+            ("gcc-riscv64-unknown-elf", "picolibc-riscv64-unknown-elf"),
+            "compiles a policy for RISC-V",
+            library="picolibc.specs",
+            machine="riscv",
+            optional=True,
+        ),
+        Tool(
+            "qemu-system-riscv32",
+            ("qemu-system-riscv32",),
+            ("qemu-system-misc",),
+            "emulates a RISC-V board",
+            optional=True,
+        ),
         Tool("cmake", ("cmake",), ("cmake",), "builds a project, when make should not", optional=True),
         Tool("clang", ("clang", "clang-19", "clang-14"), ("clang",), "checks the C we emit", optional=True),
         Tool("llvm-mca", ("llvm-mca-19", "llvm-mca"), ("llvm-19",), "estimates cycles of a trace", optional=True),
@@ -87,18 +106,27 @@ def doctor() -> tuple[FoundTool, ...]:
     return tuple(found)
 
 
-def build_environment() -> Mapping[str, str]:
-    """The caller's environment without what would change a build."""
-    return {name: value for name, value in os.environ.items() if name not in UNWANTED_VARIABLES} | {"LC_ALL": "C"}
+def build_environment(compiler: str = "cc") -> Mapping[str, str]:
+    """The caller's environment without what would change a build with `compiler`, one of TOOLS."""
+    unwanted = set(UNWANTED_VARIABLES)
+    if _is_for_another(os.environ.get("CROSS_COMPILE", ""), TOOLS[compiler]):
+        unwanted.add("CROSS_COMPILE")
+    return {name: value for name, value in os.environ.items() if name not in unwanted} | {"LC_ALL": "C"}
 
 
 def _programs_of(tool: Tool) -> tuple[str, ...]:
     """CC and CROSS_COMPILE name other compilers, as they do for make in a generated project."""
     if tool.name == "cc" and (words := shlex.split(os.environ.get("CC", ""))):
         return (words[0],)
-    if tool.name == "arm-none-eabi-gcc" and (prefix := os.environ.get("CROSS_COMPILE")):
+    if tool.machine and (prefix := os.environ.get("CROSS_COMPILE")) and not _is_for_another(prefix, tool):
         return (f"{prefix}gcc",)
     return tool.programs
+
+
+def _is_for_another(prefix: str, tool: Tool) -> bool:
+    """`arm-none-eabi-` says what it compiles for: not RISC-V."""
+    machines = {other.machine for other in TOOLS.values() if other.machine} - {tool.machine}
+    return any(Path(prefix).name.startswith(machine) for machine in machines)
 
 
 def _path_of(tool: Tool) -> Path | None:

@@ -7,7 +7,7 @@
 
 #include "console.h"
 #include "semihosting.h"
-#include "systick.h"
+#include "ticks.h"
 #include "vectors.h"
 
 #define REPEATS 100
@@ -19,11 +19,11 @@ static __attribute__((noinline)) uint32_t ticks_of_subject(const float row[N_OBS
 {
     policy_function *const call = subject;
     policy_action action[N_ACTIONS];
-    const uint32_t start = systick_ticks();
+    const uint32_t start = ticks_now();
     for (uint32_t repeat = 0; repeat < REPEATS; repeat++) {
         (void)POLICY_CALL(call, row, action);
     }
-    return systick_ticks() - start;
+    return ticks_now() - start;
 }
 
 int main(void)
@@ -36,7 +36,7 @@ int main(void)
         console_text("cannot open observations.bin or ticks.bin\n");
         return 1;
     }
-    systick_start();
+    ticks_start();
     subject = no_policy;
     do {
         const uint32_t ticks = ticks_of_subject(row);

@@ -88,8 +88,8 @@ def _device(path: Path, device: str | None) -> str:
 def _on_cpu(path: Path, inputs: Path | None, timed: bool) -> Measurement:
     from tinyrl_tvm.device import host
     from tinyrl_tvm.device.observations import read_observations
+    from tinyrl_tvm.interface import Interface
     from tinyrl_tvm.library import ModelLibrary
-    from tinyrl_tvm.project import Interface
 
     library = ModelLibrary.load(path)
     observations = read_observations(inputs, Interface.of(library)) if inputs else None

@@ -24,10 +24,8 @@ class Emulate(Protocol):
 def emulate(board: Board, firmware: Path, folder: Path, timeout_s: float) -> str:
     """On this machine's QEMU. Raises TinyrlError when the firmware faults, hangs or stops early."""
     command: list[str | Path] = [
-        toolchain.find("qemu-system-arm"),
-        *("-M", board.machine, "-icount", "shift=0"),
-        *("-display", "none", "-monitor", "none", "-serial", "none"),
-        *("-chardev", "stdio,id=console", "-semihosting-config", "enable=on,target=native,chardev=console"),
+        toolchain.find(board.architecture.emulator),
+        *board.emulator_arguments,
         *("-kernel", firmware),
     ]
     try:

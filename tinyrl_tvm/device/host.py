@@ -17,8 +17,9 @@ from tinyrl_tvm import project as projects
 from tinyrl_tvm.device.measurement import Measurement, WallTime, compare_with_float, judge
 from tinyrl_tvm.device.observations import observation_rows
 from tinyrl_tvm.errors import TinyrlError
+from tinyrl_tvm.interface import Interface, Vectors
 from tinyrl_tvm.library import ModelLibrary
-from tinyrl_tvm.project import Interface, Project, Vectors
+from tinyrl_tvm.project import Project
 
 BATCHES = 31
 BATCH_NS = 2e6  # long beside the clock's step, short beside a scheduler's slice

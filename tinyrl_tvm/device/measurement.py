@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyrl_tvm.project import Interface, Vectors
+from tinyrl_tvm.interface import Interface, Vectors
 
 PASS, FAIL = "PASS", "FAIL"
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from tinyrl_tvm.calibrate import why_not_numbers
 from tinyrl_tvm.errors import TinyrlError
-from tinyrl_tvm.project import Interface
+from tinyrl_tvm.interface import Interface
 
 
 def read_observations(path: Path, interface: Interface) -> np.ndarray:

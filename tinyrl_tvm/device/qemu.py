@@ -21,7 +21,8 @@ from tinyrl_tvm.device.emulator import Emulate, emulate
 from tinyrl_tvm.device.measurement import FAIL, PASS, Measurement, compare_with_float, judge
 from tinyrl_tvm.device.observations import observation_rows
 from tinyrl_tvm.errors import TinyrlError
-from tinyrl_tvm.project import Interface, Project, Vectors
+from tinyrl_tvm.interface import Interface, Vectors
+from tinyrl_tvm.project import Project
 from tinyrl_tvm.targets import board_named
 
 TIMEOUT_S = 60.0

@@ -1,17 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * From reset to main(), and what happens when the core faults.
- * Register addresses: Armv8-M Architecture Reference Manual, DDI 0553.
+ * Register addresses: Armv6-M, Armv7-M and Armv8-M Architecture Reference Manuals, DDI 0419, DDI 0403, DDI 0553.
  */
 #include <stdint.h>
 
-#include "semihosting.h"
 #include "console.h"
-#include "systick.h"
+#include "semihosting.h"
 
 #define CPACR (*(volatile uint32_t *)0xE000ED88u)
 #define CCR (*(volatile uint32_t *)0xE000ED14u)
 #define CFSR (*(volatile uint32_t *)0xE000ED28u)
+
+#define HAS_STACK_LIMIT (__ARM_ARCH >= 8)
+#define HAS_FAULT_STATUS (__ARM_ARCH_ISA_THUMB >= 2) /* Armv6-M knows that something is wrong, not what */
 
 #define CPACR_FULL_ACCESS_TO_FPU_AND_MVE (0xFu << 20)
 #define CCR_LOW_OVERHEAD_LOOPS (1u << 19)
@@ -23,6 +25,7 @@ extern const uint32_t data_in_flash[];
 int main(void);
 void Reset_Handler(void);
 void Fault_Handler(void);
+void SysTick_Handler(void); /* counts */
 void start(void);
 void report_fault(const uint32_t *frame);
 
@@ -42,49 +45,60 @@ __attribute__((used, noreturn)) void start(void)
     semihosting_exit(main());
 }
 
-/* Enables the FPU and MVE before any code that may use them, and guards the stack's low end. */
+/* Enables what the core has before any code that may use it, and guards the stack's low end where it can. */
 __attribute__((naked, noreturn)) void Reset_Handler(void)
 {
-    __asm__ volatile("ldr r0, =stack_bottom\n"
-                     "msr msplim, r0\n"
-                     "ldr r0, =%c[cpacr]\n"
-                     "ldr r1, [r0]\n"
-                     "orr r1, r1, %[access]\n"
-                     "str r1, [r0]\n"
-                     "ldr r0, =%c[ccr]\n"
-                     "ldr r1, [r0]\n"
-                     "orr r1, r1, %[loops]\n"
-                     "str r1, [r0]\n"
-                     "dsb\n"
-                     "isb\n"
-                     "b start\n"
-                     ".ltorg\n"
-                     :
-                     : [cpacr] "i"(&CPACR), [access] "i"(CPACR_FULL_ACCESS_TO_FPU_AND_MVE), [ccr] "i"(&CCR),
-                       [loops] "i"(CCR_LOW_OVERHEAD_LOOPS));
+    __asm__ volatile(
+#if HAS_STACK_LIMIT
+        "ldr r0, =stack_bottom\n"
+        "msr msplim, r0\n"
+#endif
+#if defined(__ARM_FP)
+        "ldr r0, =%c[cpacr]\n"
+        "ldr r1, [r0]\n"
+        "orr r1, r1, %[access]\n"
+        "str r1, [r0]\n"
+#endif
+#if defined(__ARM_FEATURE_MVE)
+        "ldr r0, =%c[ccr]\n"
+        "ldr r1, [r0]\n"
+        "orr r1, r1, %[loops]\n"
+        "str r1, [r0]\n"
+#endif
+        "dsb\n"
+        "isb\n"
+        "ldr r0, =start\n"
+        "bx r0\n"
+        ".ltorg\n"
+        :
+        : [cpacr] "i"(&CPACR), [access] "i"(CPACR_FULL_ACCESS_TO_FPU_AND_MVE), [ccr] "i"(&CCR),
+          [loops] "i"(CCR_LOW_OVERHEAD_LOOPS));
 }
 
 /* r0 = the frame the core pushed; then a fresh stack for the report. */
 __attribute__((naked, noreturn)) void Fault_Handler(void)
 {
     __asm__ volatile("mrs r0, msp\n"
+#if HAS_STACK_LIMIT
                      "mov r1, #0\n"
                      "msr msplim, r1\n"
+#endif
                      "ldr r1, =fault_stack + %c[size]\n"
                      "msr msp, r1\n"
-                     "b report_fault\n"
+                     "ldr r1, =report_fault\n"
+                     "bx r1\n"
                      ".ltorg\n"
                      :
                      : [size] "i"(sizeof fault_stack));
 }
 
+#if HAS_FAULT_STATUS
 static const char *cause_of(uint32_t cfsr)
 {
     static const struct {
         uint32_t mask;
         const char *cause;
     } CAUSES[] = {
-        {1u << 20, "stack overflow"},
         {1u << 16, "undefined instruction"},
         {1u << 17, "invalid execution state"},
         {1u << 19, "coprocessor, FPU or MVE not available"},
@@ -100,18 +114,25 @@ static const char *cause_of(uint32_t cfsr)
     }
     return "unexpected exception";
 }
+#endif
 
 /* frame: r0 r1 r2 r3 r12 lr pc xpsr */
 __attribute__((used, noreturn)) void report_fault(const uint32_t *frame)
 {
     uint32_t exception;
     __asm__ volatile("mrs %0, ipsr" : "=r"(exception));
+    int stack_is_full = frame < stack_bottom;
+    const char *cause = exception == 3 ? "hard fault" : "unexpected exception";
+#if HAS_FAULT_STATUS
     const uint32_t cfsr = CFSR;
-    console_text("\nFAULT ");
-    console_text(cause_of(cfsr));
+    stack_is_full |= (cfsr & (1u << 20)) != 0; /* the limit held */
+    cause = cause_of(cfsr);
+#endif
+    console_text("\n\nFAULT ");
+    console_text(stack_is_full ? "stack overflow" : cause);
     console_text(", exception ");
     console_unsigned(exception);
-    if ((cfsr & (1u << 20)) == 0) { /* on a full stack the core pushes no frame */
+    if (!stack_is_full) { /* on a full stack the core pushes no frame */
         const uint8_t pc[4] = {(uint8_t)(frame[6] >> 24), (uint8_t)(frame[6] >> 16), (uint8_t)(frame[6] >> 8),
                                (uint8_t)frame[6]};
         console_text(", pc 0x");

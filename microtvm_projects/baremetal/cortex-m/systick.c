@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "systick.h"
+#include "ticks.h"
 
 #define SYST_CSR (*(volatile uint32_t *)0xE000E010u)
 #define SYST_RVR (*(volatile uint32_t *)0xE000E014u)
@@ -11,12 +11,14 @@
 
 static volatile uint32_t wraps;
 
+void SysTick_Handler(void); /* in the vector table */
+
 void SysTick_Handler(void)
 {
     wraps++;
 }
 
-void systick_start(void)
+void ticks_start(void)
 {
     wraps = 0;
     SYST_RVR = COUNTER_TOP;
@@ -26,12 +28,12 @@ void systick_start(void)
     }
 }
 
-void systick_stop(void)
+void ticks_stop(void)
 {
     SYST_CSR = 0;
 }
 
-uint32_t systick_ticks(void)
+uint32_t ticks_now(void)
 {
     uint32_t before, counter;
     do { /* again when the counter wrapped between the two reads */

@@ -2,6 +2,7 @@
 #include "semihosting.h"
 
 #include "console.h"
+#include "core.h"
 
 enum {
     SYS_OPEN = 0x01,
@@ -15,14 +16,6 @@ enum {
 #define STOPPED_APPLICATION_EXIT 0x20026u
 #define STOPPED_RUN_TIME_ERROR 0x20023u
 
-static uint32_t semihosting(uint32_t operation, uint32_t argument)
-{
-    register uint32_t r0 __asm__("r0") = operation;
-    register uint32_t r1 __asm__("r1") = argument;
-    __asm__ volatile("bkpt 0xab" : "+r"(r0) : "r"(r1) : "memory");
-    return r0;
-}
-
 static uint32_t address_of(const void *place)
 {
     return (uint32_t)(uintptr_t)place;
@@ -35,30 +28,30 @@ int semihosting_open(const char *path, uint32_t mode)
         length++;
     }
     const uint32_t block[3] = {address_of(path), mode, length};
-    return (int)semihosting(SYS_OPEN, address_of(block));
+    return (int)core_semihosting(SYS_OPEN, address_of(block));
 }
 
 void semihosting_close(int handle)
 {
     const uint32_t block[1] = {(uint32_t)handle};
-    (void)semihosting(SYS_CLOSE, address_of(block));
+    (void)core_semihosting(SYS_CLOSE, address_of(block));
 }
 
 size_t semihosting_read(int handle, void *bytes, size_t count)
 {
     const uint32_t block[3] = {(uint32_t)handle, address_of(bytes), (uint32_t)count};
-    return semihosting(SYS_READ, address_of(block));
+    return core_semihosting(SYS_READ, address_of(block));
 }
 
 size_t semihosting_write(int handle, const void *bytes, size_t count)
 {
     const uint32_t block[3] = {(uint32_t)handle, address_of(bytes), (uint32_t)count};
-    return semihosting(SYS_WRITE, address_of(block));
+    return core_semihosting(SYS_WRITE, address_of(block));
 }
 
 void semihosting_exit(int status)
 {
-    (void)semihosting(SYS_EXIT, status == 0 ? STOPPED_APPLICATION_EXIT : STOPPED_RUN_TIME_ERROR);
+    (void)core_semihosting(SYS_EXIT, status == 0 ? STOPPED_APPLICATION_EXIT : STOPPED_RUN_TIME_ERROR);
     for (;;) {
     }
 }
@@ -68,11 +61,14 @@ void console_text(const char *text)
 {
     static char line[128];
     static uint32_t length;
+    if (length >= sizeof line - 1) { /* a stack that grew through here has left its traces */
+        length = 0;
+    }
     for (; *text != '\0'; text++) {
         line[length++] = *text;
         if (*text == '\n' || length == sizeof line - 1) {
             line[length] = '\0';
-            (void)semihosting(SYS_WRITE0, address_of(line));
+            (void)core_semihosting(SYS_WRITE0, address_of(line));
             length = 0;
         }
     }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Arm semihosting: the debugger, here QEMU, does what an operating system would.
+ * Semihosting: the debugger, here QEMU, does what an operating system would. Arm defined it, RISC-V took it over.
  * Source: "Semihosting for AArch32 and AArch64", ARM IHI 0100.
  */
 #ifndef SEMIHOSTING_H
