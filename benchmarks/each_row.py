@@ -15,7 +15,7 @@ from tinyrl_tvm.targets import board_named
 
 REPEATS = 100  # as in mains/each_row.c
 SAME = 0.5  # instructions: reading the counter is good to a tick on either side, 0.3 instructions a call
-TIMEOUT_S = 120.0
+TIMEOUT_S = 300.0
 
 
 def instructions_of_each_row(
@@ -23,9 +23,11 @@ def instructions_of_each_row(
 ) -> np.ndarray:
     """Instructions of an inference on each of `rows` (n, n_obs): (n,), good to 0.3."""
     firmware = projects.built(built(library, folder, board, main="each_row.c")).products[0]
-    rows.astype("<f4").tofile(folder / "observations.bin")
-    run(board_named(board), firmware, folder, TIMEOUT_S)
-    empty, *ticks = np.fromfile(folder / "ticks.bin", "<u4").astype(np.float64)
+    files = folder / "files"
+    files.mkdir()
+    rows.astype("<f4").tofile(files / "observations.bin")
+    run(board_named(board), firmware, files, TIMEOUT_S)
+    empty, *ticks = np.fromfile(files / "ticks.bin", "<u4").astype(np.float64)
     assert len(ticks) == len(rows), (len(ticks), len(rows))
     return (np.array(ticks) - empty) * board_named(board).instructions_per_100_ticks / 100 / REPEATS
 

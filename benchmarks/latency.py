@@ -3,7 +3,7 @@
 
     policies    P1 4-64-64-2 ReLU, P2 3-64-64-1 tanh, P3 24-256-256-4 ReLU; the trained cartpole and pendulum
     boards      instructions per whole inference under QEMU, flash, RAM and stack; beside them, in the same run, the
-                portable C of the same policy built by GCC -O3 for the same core
+                portable C of the same policy built by GCC -O3 for the same core. int8 everywhere, float32 where it fits
     host        nanoseconds per inference of the portable C, median and spread; beside them ONNX Runtime's
 
 QEMU counts instructions, not time. Flash and RAM are the firmware's less the same firmware without the inference.
@@ -11,10 +11,11 @@ QEMU counts instructions, not time. Flash and RAM are the firmware's less the sa
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tinyrl_tvm.device import host, qemu
+from tinyrl_tvm.device.emulator import Emulate, emulate
 from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.targets import BOARDS, board_named
 
@@ -58,6 +60,10 @@ class DeviceRow:
     portable_flash_bytes: int
     compile_seconds: float
 
+    @property
+    def ratio(self) -> float:
+        return self.instructions / self.portable_instructions
+
 
 @dataclass(frozen=True)
 class HostRow:
@@ -79,20 +85,35 @@ class HostRow:
 @click.option(
     "--board", "boards", multiple=True, type=click.Choice(tuple(BOARDS)), help="measure only these, not the host"
 )
+@click.option(
+    "--rpc-tracker", metavar="HOST:PORT", help=f"measure on a farm, whose servers have the --board, else {DETAILED}"
+)
+@click.option("--rpc-key", metavar="KEY", help="the key of those servers")
 @click.option("--readme/--no-readme", default=True, help="write the tables into README.md and latency.json")
-def main(names: tuple[str, ...], boards: tuple[str, ...], readme: bool) -> None:
+def main(
+    names: tuple[str, ...], boards: tuple[str, ...], rpc_tracker: str | None, rpc_key: str | None, readme: bool
+) -> None:
+    if bool(rpc_tracker) != bool(rpc_key):
+        raise click.UsageError("a farm takes both: --rpc-tracker HOST:PORT and --rpc-key KEY")
+    if rpc_tracker and not boards:
+        boards = (DETAILED,)  # servers of one key have one kind of board
     cases = [(name, precision) for name in names or POLICIES for precision in PRECISIONS]
     # first: what is missing should not be found out after the measurements
     facts = report.machine(cross_compiler="arm-none-eabi-gcc", emulator="qemu-system-arm", host_compiler="cc")
     facts["python"] = sys.version.split()[0]
     on_boards: list[DeviceRow] = []
     here: list[HostRow] = []
-    with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as progress:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Progress(console=Console(stderr=True)) as progress,
+        emulator(rpc_tracker, rpc_key) as run,
+    ):
         task = progress.add_task("measuring", total=len(cases) * (len(boards or BOARDS) + (not boards)))
         for board in boards or BOARDS:
             for name, precision in cases:
                 progress.update(task, description=f"{name} {precision} on {board}")
-                on_boards.append(measure_on(board, name, precision, Path(folder)))
+                if row := measure_on(board, name, precision, Path(folder), run):
+                    on_boards.append(row)
                 progress.advance(task)
         for name, precision in () if boards else cases:
             progress.update(task, description=f"{name} {precision} here")
@@ -107,17 +128,37 @@ def main(names: tuple[str, ...], boards: tuple[str, ...], readme: bool) -> None:
         raise click.ClickException(f"PARITY FAIL: {', '.join(wrong)}")
 
 
-def measure_on(board: str, name: str, precision: str, folder: Path) -> DeviceRow:
+@contextlib.contextmanager
+def emulator(tracker: str | None, key: str | None) -> Iterator[Emulate]:
+    """This machine's QEMU, or the servers of a farm."""
+    if tracker is None or key is None:
+        yield emulate
+        return
+    from tinyrl_tvm.device.farm import Farm
+
+    with contextlib.closing(Farm.at(tracker, key)) as farm:
+        yield farm.emulate
+
+
+def measure_on(board: str, name: str, precision: str, folder: Path, run: Emulate) -> DeviceRow | None:
+    """None where the weights alone are larger than the board's flash."""
     start = time.perf_counter()
     made = compiled(name, precision, board_named(board).target)
     seconds = time.perf_counter() - start
+    if (
+        sum(kernel.weight.nbytes for kernel in made.kernels if hasattr(kernel, "weight"))
+        > board_named(board).flash_bytes
+    ):
+        return None
     case = f"{board}_{name}_{precision}"
-    said = qemu.run(built(made.library, folder / case, board)).to_json()
-    portable = qemu.run(built(compiled(name, precision, "host").library, folder / f"{case}_c", board)).to_json()
+    said = qemu.run(built(made.library, folder / case, board), emulate=run).to_json()
+    portable = qemu.run(
+        built(compiled(name, precision, "host").library, folder / f"{case}_c", board), emulate=run
+    ).to_json()
     least = greatest = None
-    if board == DETAILED:
+    if board == DETAILED and precision == "int8":  # a hundred thousand inferences: minutes, of a large float policy
         rows = random_rows(made.library, OBSERVATIONS)
-        counts = instructions_of_each_row(made.library, rows, folder / f"{case}_rows", board)
+        counts = instructions_of_each_row(made.library, rows, folder / f"{case}_rows", board, run)
         least, greatest = float(counts.min()), float(counts.max())
     return DeviceRow(
         board,
@@ -178,15 +219,14 @@ def onnxruntime_ns(name: str, library: ModelLibrary) -> tuple[float, float, floa
 
 
 def device_tables(rows: list[DeviceRow]) -> list[str]:
-    boards = list(dict.fromkeys(row.board for row in rows))
-    return [device_table(board, [row for row in rows if row.board == board]) for board in boards]
+    detailed = [row for row in rows if row.board == DETAILED]
+    return [*([detailed_table(detailed)] if detailed else []), *boards_tables(rows)]
 
 
-def device_table(board: str, rows: list[DeviceRow]) -> str:
-    counted = any(row.least is not None for row in rows)
+def detailed_table(rows: list[DeviceRow]) -> str:
     head = (
-        "policy | precision | parity | hidden layers requantise | action = float's | max error | instructions "
-        f"{f'| of {OBSERVATIONS:,} observations ' if counted else ''}| GCC -O3 of the C | ratio | flash B | RAM B | stack B"
+        "policy | precision | parity | hidden layers requantise | action = float's | max error | instructions | "
+        f"least to greatest of {OBSERVATIONS:,} | GCC -O3 of the C | ratio | flash B | RAM B | stack B"
     )
     cells = [
         (
@@ -197,16 +237,39 @@ def device_table(board: str, rows: list[DeviceRow]) -> str:
             _share(row.action_agreement),
             _error(row.max_abs_error),
             f"{row.instructions:,.0f}",
-            *([f"{row.least:,.0f} to {row.greatest:,.0f}"] if counted else []),
+            "" if row.least is None else f"{row.least:,.0f} to {row.greatest:,.0f}",
             f"{row.portable_instructions:,.0f}",
-            f"{row.instructions / row.portable_instructions:.2f}",
+            f"{row.ratio:.2f}",
             f"{row.flash_bytes:,}",
             f"{row.ram_bytes:,}",
             f"{row.stack_bytes:,}",
         )
         for row in rows
     ]
-    return f"{board_named(board).summary}, instructions per whole inference:\n\n{report.table(head, cells, 4)}"
+    return f"{board_named(DETAILED).summary}, instructions per whole inference:\n\n{report.table(head, cells, 4)}"
+
+
+def boards_tables(rows: list[DeviceRow]) -> list[str]:
+    """A row a policy, a column a board."""
+    boards = list(dict.fromkeys(row.board for row in rows))
+    cases = list(dict.fromkeys((row.policy, row.precision) for row in rows))
+    found = {(row.policy, row.precision, row.board): row for row in rows}
+    head = " | ".join(["policy", "precision", *(f"{board} ({board_named(board).target})" for board in boards)])
+
+    def matrix(cell: Callable[[DeviceRow], str]) -> str:
+        lines = []
+        for policy, precision in cases:
+            here = [found.get((policy, precision, board)) for board in boards]
+            lines.append((policy, precision, *(cell(row) if row else "too large" for row in here)))
+        return report.table(head, lines)
+
+    verdict = "parity PASS everywhere" if all(row.parity == "PASS" for row in rows) else "**parity FAIL** somewhere"
+    return [
+        f"Every board, instructions per whole inference, and in brackets the part they are of GCC -O3's; {verdict}:\n\n"
+        + matrix(lambda row: f"{row.instructions:,.0f} ({row.ratio:.2f})"),
+        "Flash / RAM / stack bytes:\n\n"
+        + matrix(lambda row: f"{row.flash_bytes:,} / {row.ram_bytes:,} / {row.stack_bytes:,}"),
+    ]
 
 
 def host_table(rows: list[HostRow]) -> str:

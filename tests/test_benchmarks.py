@@ -6,12 +6,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import cmsis_nn
 import cycles
+import llvm_options
 import numpy as np
+import per_tensor_int8
 import pytest
 import report
-from firmware import built, compiled
+from firmware import HERE, built, compiled
 from latency import requantised
+from random_policies import layers_of, write
 
 from tinyrl_tvm.device import qemu
 from tinyrl_tvm.errors import TinyrlError
@@ -72,3 +76,43 @@ def test_a_table_replaces_what_stood_between_its_marks(tmp_path: Path) -> None:
     )
     with pytest.raises(click.ClickException, match="no one pair of '<!-- z -->' marks"):
         report.write_readme("z", "", readme)
+
+
+def test_a_random_policy_is_the_same_twice_and_reads_back(tmp_path: Path) -> None:
+    (tmp_path / "again").mkdir()
+    path = write(tmp_path, (5, 7, 3), "Tanh", seed=1)
+    assert path.read_bytes() == write(tmp_path / "again", (5, 7, 3), "Tanh", seed=1).read_bytes()
+    assert path.read_bytes() != write(tmp_path, (5, 7, 3), "Tanh", seed=2).read_bytes()
+    assert [(layer.weight.shape, layer.activation) for layer in layers_of(path)] == [((7, 5), "Tanh"), ((3, 7), "")]
+
+
+@pytest.mark.parametrize(("name", "largest_error"), [("P1", 0.057), ("P2", 0.035), ("P3", 0.029)])
+def test_the_rival_s_arithmetic_is_as_good_as_per_tensor_codes_are(name: str, largest_error: float) -> None:
+    """A rival is not made to look worse: these are the errors of a min-max per-tensor quantisation of these policies."""
+    with np.load(HERE / "policies" / f"{name}.npz", allow_pickle=False) as arrays:
+        policy = per_tensor_int8.quantized(layers_of(HERE / "policies" / f"{name}.onnx"), arrays["calibration"])
+        errors = np.abs(policy.answers(arrays["observations"]) - arrays["expected"])
+    assert errors.max() <= largest_error
+
+
+def test_a_rival_that_is_not_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CMSIS_NN_PATH", raising=False)
+    with pytest.raises(click.ClickException, match="CMSIS_NN_PATH is None; set it to a checkout"):
+        cmsis_nn.include_folder()
+    with pytest.raises(click.UsageError, match=r"no library 'x[.]a' in --library"):
+        cmsis_nn.rival_of("mps3-an547=x.a")
+    (tmp_path / "empty.a").write_bytes(b"!<arch>\n")
+    with pytest.raises(click.UsageError, match="does not say which compiler built it"):
+        cmsis_nn.rival_of(f"mps3-an547={tmp_path / 'empty.a'}")
+    (tmp_path / "built.a").write_bytes(b"!<arch>\n..GCC: (15:12.2.rel1-1) 12.2.1 20221205\0..")
+    assert cmsis_nn.rival_of(f"mps3-an547={tmp_path / 'built.a'}").compiler == "GCC (15:12.2.rel1-1) 12.2.1"
+
+
+def test_every_option_that_is_not_the_core_s_name_is_left_out_once() -> None:
+    whole = llvm_options.TARGETS[llvm_options.TARGET].llvm
+    variants = {name: options for name, (options, _) in llvm_options.variants().items()}
+    assert variants[llvm_options.NOTHING] == whole
+    for flag in whole["cl-opt"]:
+        assert variants[flag]["cl-opt"] == [other for other in whole["cl-opt"] if other != flag]
+    bare = variants["all of these"]
+    assert set(bare) == set(llvm_options.THE_CORE_ITSELF) & set(whole)
