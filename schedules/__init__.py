@@ -13,11 +13,18 @@ from dataclasses import dataclass, field
 from tvm import ir
 from tvm.s_tir import Schedule
 
-from schedules import mve, portable
+from schedules import dsp, mve, portable, scalar, thumb1
 from schedules.kernels import Kernel, Layout, Parameter
 from schedules.knobs import Choices, Rule, defaults
 
-RULES: dict[str, dict[type, Rule]] = {"portable": portable.RULES, "mve": mve.RULES}
+RULES: dict[str, dict[type, Rule]] = {
+    "portable": portable.RULES,
+    "mve": mve.RULES,
+    "dsp": dsp.CORTEX_M4.rules,
+    "scalar": scalar.CORTEX_M3.rules,
+    "thumb1": thumb1.CORTEX_M0.rules,
+    "rv32": scalar.RV32.rules,
+}
 
 
 @dataclass(frozen=True)

@@ -215,8 +215,11 @@ class DenseCodes:
         high = doubling_high_multiply(accumulator + requant(0), requant(1))
         return high if self.hides_negatives else ties_away(high)
 
+    def code(self, scaled: Any) -> Any:
+        return clamp(rounding_shift_right(scaled, self.shift) + T.int32(self.zero_point), self.low, self.high)
+
     def narrow(self, scaled: Any, table: Any) -> Any:
-        code = clamp(rounding_shift_right(scaled, self.shift) + T.int32(self.zero_point), self.low, self.high)
+        code = self.code(scaled)
         return T.Cast("int8", code) if table is None else lookup(table, code)
 
     def describe(self, layout: Layout) -> tirx.PrimFunc:

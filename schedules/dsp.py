@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedules for Arm cores with the DSP extension (Cortex-M4, M7, M33): two products to an instruction, `smlad`.
+
+ldr x; sxtb16 even, x; sxtb16 odd, x, ror #8                                   four codes, for all rows of a block
+ldr w; sxtb16 e, w; sxtb16 o, w, ror #8; smlad acc, e, even; smlad acc, o, odd    four weights of a row
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from schedules import dsp_intrinsics as dsp
+from schedules.arithmetic import clamp
+from schedules.scalar import Core, registered
+
+
+def dots(rows: int, wide: bool) -> str:
+    """acc[row] + the products of a chunk of inputs and a row's weights, for every row of a block."""
+    chunk, codes, weights = (2, "int32", "int16") if wide else (4, "int8", "int8")
+
+    def words(x: Any, weight: Any) -> tuple[list[Any], list[list[Any]]]:
+        """Pairs of int16 in int32: those of the codes, and those of each row's weights."""
+        if wide:
+            pairs = [T.bind(dsp.halves(x[0], x[1]))]
+            return pairs, [[T.reinterpret("int32", weight.vload([row, 0], "int16x2"))] for row in range(rows)]
+        word = T.bind(T.reinterpret("int32", x.vload([0], "int8x4")))
+        pairs = [T.bind(dsp.even_bytes(word)), T.bind(dsp.odd_bytes(word))]
+        loaded = [T.bind(T.reinterpret("int32", weight.vload([row, 0], "int8x4"))) for row in range(rows)]
+        return pairs, [[dsp.even_bytes(word), dsp.odd_bytes(word)] for word in loaded]
+
+    def function(fast: bool) -> tirx.PrimFunc:
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("dots")
+            x = T.arg("x", T.Buffer((chunk,), codes, offset_factor=1))
+            weight = T.arg("weight", T.Buffer((rows, chunk), weights, offset_factor=1))
+            acc = T.arg("acc", T.Buffer((rows,), "int32", offset_factor=1))
+            with T.sblock("root"):
+                T.reads(acc[0:rows], x[0:chunk], weight[0:rows, 0:chunk])
+                T.writes(acc[0:rows])
+                if fast:
+                    pairs, weight_pairs = words(x, weight)
+                    for row in range(rows):
+                        value = acc[row]
+                        for left, right in zip(pairs, weight_pairs[row], strict=True):
+                            value = dsp.smlad(right, left, value)
+                        T.buffer_store(acc, value, [row])
+                else:
+                    # one row has no loop to match
+                    with T.grid(*([rows] * (rows > 1)), chunk) as loops, T.sblock("accumulate"):
+                        row = T.axis.spatial(rows, loops[0]) if rows > 1 else 0
+                        k = T.axis.reduce(chunk, loops[1] if rows > 1 else loops)
+                        code = x[k] if wide else T.Cast("int32", x[k])
+                        T.buffer_store(acc, acc[row] + code * T.Cast("int32", weight[row, k]), [row])
+        return builder.get()
+
+    return registered(f"dsp_dots_{rows}_{int(wide)}", function)
+
+
+CORTEX_M4 = Core(
+    "dsp",
+    rows=(4, 2, 3, 6),
+    unroll=(16, 8, 4, 32),
+    high=dsp.high_by_smmulr,
+    reach=1 << 30,
+    clamp=clamp,
+    chunk=4,
+    wide_chunk=2,
+    dots=dots,
+    float_rows=(8, 4, 12, 16),
+    float_unroll=(4, 2, 8),
+)
