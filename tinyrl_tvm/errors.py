@@ -14,6 +14,10 @@ class TinyrlError(Exception):
     """Something the user gave, or this machine lacks; the message is complete without a traceback."""
 
 
+class NoAnswer(TinyrlError):
+    """A device did not answer in time."""
+
+
 class UnsupportedOp(TinyrlError):
     """The policy needs an operator that no stage here can compile; the message names its node."""
 

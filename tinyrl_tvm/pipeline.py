@@ -16,6 +16,7 @@ from tinyrl_tvm.calibrate import read_observations, split_inputs
 from tinyrl_tvm.errors import TinyrlError, UnsupportedOp, unknown_name
 from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.policy import Policy, TensorSpec, c_names
+from tinyrl_tvm.records import Records
 from tinyrl_tvm.targets import Target, target_named
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from tvm.transform import Pass
 
     from relay_passes.report import Change
-    from schedules import Kernel
+    from schedules import Kernel, PlacedKernel
     from tinyrl_tvm.emit.program import Program
     from tinyrl_tvm.reference import Expectations
 
@@ -80,10 +81,12 @@ def compile_policy(
     calibration: Path | None = None,
     output: str | None = None,
     module_name: str | None = None,
+    tuning_records: Path | None = None,
     budget: Budget = Budget(),
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Compiled:
-    """Compile the policy in `path`. `precision` is int8 when there is `calibration`, else float32. Raises TinyrlError."""
+    """Compile the policy in `path`. `precision` is int8 when there is `calibration`, else float32; schedules are chosen
+    by `tuning_records`, else by those that ship for the target. Raises TinyrlError."""
     core = target_named(target)
     precision = _precision(precision, calibration)
     if not path.is_file():
@@ -97,6 +100,7 @@ def compile_policy(
     from tinyrl_tvm.reference import expectations
 
     name = module_identifier(module_name or path.stem)
+    records = _tuning_records(tuning_records, core)  # before the long work: they may be another target's
 
     progress("import")
     policy = _load(path, output)
@@ -119,7 +123,8 @@ def compile_policy(
 
     progress("schedule")
     kernels = kernels_of(lowered)
-    program = _program(simple, kernels, core, precision, name, expected)
+    placed, placed_notes = _placed(kernels, core, records)
+    program = _program(simple, placed, core, precision, name, expected)
     _check_budget(program, budget)
 
     progress("print")
@@ -137,6 +142,8 @@ def compile_policy(
         *policy.notes,
         f"test vectors: {len(expected.actions)} rows, {observations.vectors_from}",
         *expected.notes,
+        *records.notes,
+        *placed_notes,
     )
     stages = {"relax": _relax_stages(policy, simple.module, graph, lowered), **_stages(program, library)}
     return Compiled(library, precision, kernels, tuple(changes), notes, stages)
@@ -182,10 +189,37 @@ def _run(module: IRModule, passes: list[Pass]) -> tuple[IRModule, list[Change]]:
     return run_passes(module, passes)
 
 
+def _tuning_records(path: Path | None, core: Target) -> Records:
+    from schedules.tuned import shipped
+    from tinyrl_tvm.records import parse, read
+
+    if path is not None:
+        return read(path, core.name)
+    resource = shipped(core.name)
+    return parse(resource.read_bytes(), resource.name, core.name) if resource.is_file() else Records()
+
+
+def _placed(
+    kernels: tuple[Kernel, ...], core: Target, records: Records
+) -> tuple[tuple[PlacedKernel, ...], tuple[str, ...]]:
+    """Every kernel with the choices that were measured for it, or for the nearest that was, of which there is a note."""
+    from schedules.signature import signature
+    from schedules.tuned import place_tuned
+
+    winners, placed, notes = records.winners(), [], []
+    for kernel in kernels:
+        tuned, known = place_tuned(kernel, core.kernels, winners)
+        if known is not None and known != signature(kernel):
+            notes.append(
+                f"{kernel.summary}: scheduled as {known.n_in} -> {known.n_out} was tuned, which is the nearest"
+            )
+        placed.append(tuned)
+    return tuple(placed), tuple(dict.fromkeys(notes))
+
+
 def _program(
-    policy: Policy, kernels: tuple[Kernel, ...], core: Target, precision: str, name: str, expected: Expectations
+    policy: Policy, kernels: tuple[PlacedKernel, ...], core: Target, precision: str, name: str, expected: Expectations
 ) -> Program:
-    from schedules import place
     from tinyrl_tvm.emit.program import Program
 
     action = TensorSpec(policy.action.name, (expected.actions.shape[1],), str(expected.actions.dtype))
@@ -193,8 +227,7 @@ def _program(
         f"Written by tinyrl-tvm {tinyrl_tvm.__version__} from '{policy.source}' (sha256 {policy.sha256}), "
         f"{precision}, for {core.name}."
     )
-    placed = tuple(place(kernel, core.kernels) for kernel in kernels)
-    return Program(name, core, precision, policy.inputs, action, placed, pedigree)
+    return Program(name, core, precision, policy.inputs, action, kernels, pedigree)
 
 
 def _check_budget(program: Program, budget: Budget) -> None:

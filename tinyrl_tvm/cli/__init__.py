@@ -3,6 +3,7 @@
 
     compile.py   compile            micro.py     micro create, micro build
     run.py       run                machine.py   targets, doctor
+    tune.py      tune               rpc.py       rpc-tracker, rpc-server
 
 Exit status: 0 done, 1 what the user can mend (one bare sentence on stderr) or PARITY FAIL, 2 wrong usage, 130 stopped.
 Why the verbs import inside their functions: `--help` answers at once, without numpy, TVM, rich or jinja2.
@@ -23,7 +24,9 @@ from tinyrl_tvm.cli.compile import compile_verb
 from tinyrl_tvm.cli.console import tell
 from tinyrl_tvm.cli.machine import doctor_verb, targets_verb
 from tinyrl_tvm.cli.micro import micro_verb
+from tinyrl_tvm.cli.rpc import server_verb, tracker_verb
 from tinyrl_tvm.cli.run import run_verb
+from tinyrl_tvm.cli.tune import tune_verb
 from tinyrl_tvm.errors import TinyrlError
 
 STOPPED = 130  # 128 + SIGINT, as a shell reports it
@@ -79,7 +82,7 @@ def cli() -> None:
     """
 
 
-for verb in (compile_verb, micro_verb, run_verb, targets_verb, doctor_verb):
+for verb in (compile_verb, micro_verb, run_verb, tune_verb, tracker_verb, server_verb, targets_verb, doctor_verb):
     cli.add_command(verb)
 
 

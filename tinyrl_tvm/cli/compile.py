@@ -45,6 +45,12 @@ class Size(click.ParamType):
 @click.option(
     "-o", "--output-file", type=click.Path(path_type=Path), help="The library to write. Default: POLICY's name, .tar."
 )
+@click.option(
+    "--tuning-records",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="What 'tinyrl-tvm tune' found. Default: the records that ship for the target.",
+)
 @click.option("--flash", type=Size(), help="Refuse parameters that need more, e.g. 128K.")
 @click.option("--ram", type=Size(), help="Refuse a workspace that needs more, e.g. 32K.")
 @click.option("--dump-code", metavar="STAGE,...", help=f"Also write OUT.STAGE for: {', '.join(STAGES)}.")
@@ -59,6 +65,7 @@ def compile_verb(
     output: str | None,
     module_name: str | None,
     output_file: Path | None,
+    tuning_records: Path | None,
     flash: int | None,
     ram: int | None,
     dump_code: str | None,
@@ -85,7 +92,7 @@ def compile_verb(
     library_path = output_file or Path(f"{policy.stem}.tar")
     dumps = {stage: Path(f"{library_path}.{stage}") for stage in _stages(dump_code)}
     for path in (library_path, *dumps.values()):
-        refuse_unwritable(path, policy, calibration)
+        refuse_unwritable(path, policy, calibration, tuning_records)
 
     with progress(verbose) as begin:
         begin("load the compiler")
@@ -99,6 +106,7 @@ def compile_verb(
             calibration=calibration,
             output=output,
             module_name=module_name,
+            tuning_records=tuning_records,
             budget=Budget(flash, ram),
             progress=begin,
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tinyrl_tvm import toolchain
-from tinyrl_tvm.errors import TinyrlError
+from tinyrl_tvm.errors import NoAnswer, TinyrlError
 from tinyrl_tvm.targets import Board
 
 FAULT = re.compile(r"^FAULT (.*)$", re.MULTILINE)
@@ -36,9 +36,10 @@ def emulate(board: Board, firmware: Path, folder: Path, timeout_s: float) -> str
             capture_output=True,
             timeout=timeout_s,
             check=False,
+            start_new_session=True,  # Ctrl-C is for us: an emulator that it ended would look like a firmware that did
         )
     except subprocess.TimeoutExpired:
-        raise TinyrlError(
+        raise NoAnswer(
             f"'{firmware}' did not end within {timeout_s:g} s on {board.name}; it hangs, "
             "or the policy is too large to emulate"
         ) from None

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choices that measurement found: by kernel, else by the nearest kernel whose code is of the same kind.
+
+`records/<target>.json` are those that ship, a winner a line, for the shapes of the reference policies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from importlib.resources.abc import Traversable
+
+from schedules import RULES, Kernel, PlacedKernel, place
+from schedules.knobs import Choices
+from schedules.signature import Signature, signature
+
+
+def shipped(target: str) -> Traversable:
+    """The file of records that comes with us for `target`; there may be none."""
+    return resources.files("schedules").joinpath("records", f"{target}.json")
+
+
+def place_tuned(
+    kernel: Kernel, family: str, winners: Mapping[Signature, Choices]
+) -> tuple[PlacedKernel, Signature | None]:
+    """The kernel with the choices of the nearest winner that fit it, and which one that was; None for the defaults."""
+    if not RULES[family][type(kernel)].knobs(kernel):
+        return place(kernel, family), None
+    wanted = signature(kernel)
+    alike = [
+        (wanted.distance(known), known)
+        for known in winners
+        if (known.kind, known.traits) == (wanted.kind, wanted.traits)
+    ]
+    for _, known in sorted(alike):
+        try:
+            return place(kernel, family, winners[known]), known
+        except ValueError:  # a knob of the larger shape, or one that the rule no longer has
+            continue
+    return place(kernel, family), None

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tinyrl-tvm tune`: schedules compete on a device, and the records say what won."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json, say_table, tell
+from tinyrl_tvm.errors import TinyrlError, unknown_name
+from tinyrl_tvm.targets import TARGETS
+
+if TYPE_CHECKING:
+    from tinyrl_tvm.records import Record
+    from tinyrl_tvm.tune.policy import Tuned
+    from tinyrl_tvm.tune.session import Device, Outcome, Session
+    from tinyrl_tvm.tune.task import Task
+
+TUNERS = ("xgb", "evolutionary", "random", "grid")
+
+
+@click.command("tune", short_help="Find the fastest schedules of a policy by measurement.")
+@click.argument("policy", type=click.Path(path_type=Path))
+@click.option("--target", metavar="NAME", help=f"The core to tune for (required): {', '.join(TARGETS)}.")
+@click.option("--precision", metavar="int8|float32", help="Default: int8 with --calibration, else float32.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Rollout observations, as for compile.")
+@click.option("--output", metavar="TENSOR", help="Which output of the policy is the action, as for compile.")
+@click.option(
+    "-o", "--output-file", type=click.Path(path_type=Path), help="The records to write. Default: POLICY.records.json."
+)
+@click.option("--trials", type=int, default=256, show_default=True, help="Of all tasks; earlier records count.")
+@click.option("--tuner", metavar="|".join(TUNERS), default="xgb", show_default=True)
+@click.option("--device", default="qemu", show_default=True, metavar="qemu[:BOARD]", help="What to measure on.")
+@click.option(
+    "--tuning-records", metavar="FILE", type=click.Path(path_type=Path), help="Earlier records, to begin with."
+)
+@click.option("--tasks", metavar="list|0,2|NAME", help="Tune only these; list shows them. Default: all with a choice.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed finds the same winners.")
+@click.option("--timeout", type=float, default=20.0, show_default=True, help="Seconds for a build, and for a run.")
+@click.option("--rpc-tracker", metavar="HOST:PORT", help="Measure on the servers of this tracker.")
+@click.option("--rpc-key", metavar="KEY", help="On those of its servers that have this key.")
+@json_option
+def tune_verb(
+    *,
+    policy: Path,
+    target: str | None,
+    precision: str | None,
+    calibration: Path | None,
+    output: str | None,
+    output_file: Path | None,
+    trials: int,
+    tuner: str,
+    device: str,
+    tuning_records: Path | None,
+    tasks: str | None,
+    seed: int,
+    timeout: float,
+    rpc_tracker: str | None,
+    rpc_key: str | None,
+    as_json: bool,
+) -> None:
+    """Measure schedules for the kernels of POLICY and write what was found, a trial a line.
+
+    Every trial is a firmware that runs on the device; wrong answers are rejected. Ctrl-C keeps what was found, and the
+    same command goes on from there. `tinyrl-tvm compile --tuning-records` uses the records.
+
+    \b
+    --json: records, target, device, unit, tuner, seed, measured, notes [], tasks [{index, name, kernel {}, count,
+      settings, trials, rejected, default_cost, best_cost, choices {}}]; costs null where nothing right was measured
+    """
+    if target is None:
+        raise click.UsageError(f"no --target; have: {', '.join(TARGETS)}")
+    if tuner not in TUNERS:
+        raise unknown_name("tuner", tuner, TUNERS)
+    records = output_file or Path(f"{policy.stem}.records.json")
+    if tasks != "list":
+        refuse_unwritable(records, policy, calibration)
+
+    with progress() as begin:
+        begin("load the compiler")
+        from tinyrl_tvm.tune import policy as tuning
+        from tinyrl_tvm.tune.session import Plan
+        from tinyrl_tvm.tune.task import chosen
+
+        plan = Plan(trials, tuner, seed, timeout)
+        on = _device(device, target, rpc_tracker, rpc_key)
+        begin("compile")
+        every = tuning.tasks_of_policy(
+            policy, target=target, precision=precision, calibration=calibration, output=output
+        )
+    if tasks == "list":
+        _say_tasks(policy, target, every, as_json)
+        return
+    wanted = chosen(every, tasks)
+    if not wanted:
+        raise TinyrlError(f"no kernel of '{policy}' leaves a choice for '{target}'; --tasks list shows them")
+
+    try:
+        with contextlib.closing(on), _bar() as bar:
+            tuned = tuning.tune(wanted, on, plan, records, tuning_records, bar.begin, bar.advance)
+    except KeyboardInterrupt:
+        tell(f"what was found is in '{records}'; the same command goes on from there")
+        raise
+    answer = _answer(tuned, records, on, plan.tuner, plan.seed)
+    if as_json:
+        say_json(answer)
+    else:
+        _say(policy, answer, tuned)
+
+
+def _device(name: str, target: str, tracker: str | None, key: str | None) -> Device:
+    from tinyrl_tvm.device.devices import device_named
+    from tinyrl_tvm.tune.session import Device
+
+    board, emulate = device_named(name, target)
+    if tracker is None:
+        if key is not None:
+            raise TinyrlError(f"--rpc-key {key} without a tracker; give --rpc-tracker HOST:PORT too")
+        return Device(f"{name.partition(':')[0]} {board.name}", board, emulate)
+    from tinyrl_tvm.device.farm import Farm
+
+    if key is None:
+        raise TinyrlError("--rpc-tracker without a key; give the servers' --rpc-key too")
+    farm = Farm.at(tracker, key)
+    return Device(f"{name.partition(':')[0]} {board.name}", board, farm.emulate, farm.at_most, farm.servers, farm.close)
+
+
+class _Bar:
+    """Progress with the best so far against the defaults, of the whole policy."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar, self.id = bar, None
+        self.session: Session | None = None
+
+    def begin(self, session: Session) -> None:
+        self.session = session
+        total = min(session.plan.trials, session.possible)
+        if self.bar is not None:
+            self.id = self.bar.add_task("tune", total=total, completed=session.known, standing="")
+
+    def advance(self, task: Task, record: Record) -> None:
+        if self.bar is not None and self.session is not None:
+            outcomes = self.session.outcomes()
+            done = sum(outcome.trials for outcome in outcomes)
+            self.bar.update(self.id, completed=done, standing=_standing(outcomes))
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[_Bar]:
+    if not sys.stderr.isatty():
+        yield _Bar(None)
+        return
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("{task.fields[standing]}"),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
+        yield _Bar(bar)
+
+
+def _standing(outcomes: tuple[Outcome, ...]) -> str:
+    best, default = _sum(outcomes, lambda o: o.best), _sum(outcomes, lambda o: o.at_default)
+    rejected = sum(outcome.rejected for outcome in outcomes)
+    text = f"best {best:,.0f} against {default:,.0f} instructions" if best is not None and default is not None else ""
+    return f"{text}, {rejected} rejected" if rejected else text
+
+
+def _sum(outcomes: tuple[Outcome, ...], cost: Callable[[Outcome], float | None]) -> float | None:
+    """Over the policy's kernels; None while one has no cost."""
+    costs = [cost(outcome) for outcome in outcomes]
+    if any(value is None for value in costs):
+        return None
+    return sum(value * outcome.task.count for value, outcome in zip(costs, outcomes, strict=True) if value is not None)
+
+
+def _say_tasks(policy: Path, target: str, tasks: tuple[Task, ...], as_json: bool) -> None:
+    if as_json:
+        say_json({"tasks": [_task(task) for task in tasks]})
+        return
+    rows = [(task.index, task.name, task.count, len(task.settings), ", ".join(task.knobs) or "none") for task in tasks]
+    say_table(f"{policy.name} for {target}", ("task", "kernel", "calls", "settings", "knobs"), rows)
+
+
+def _task(task: Task) -> dict[str, Any]:
+    return {
+        "index": task.index,
+        "name": task.name,
+        "kernel": task.signature.to_json(),
+        "count": task.count,
+        "settings": len(task.settings),
+    }
+
+
+def _answer(tuned: Tuned, records: Path, device: Device, tuner: str, seed: int) -> dict[str, Any]:
+    return {
+        "records": str(records),
+        "target": device.origin.target,
+        "device": device.origin.device,
+        "unit": device.origin.unit,
+        "tuner": tuner,
+        "seed": seed,
+        "measured": tuned.measured,
+        "notes": list(tuned.notes),
+        "tasks": [
+            {
+                **_task(outcome.task),
+                "trials": outcome.trials,
+                "rejected": outcome.rejected,
+                "default_cost": outcome.at_default,
+                "best_cost": outcome.best,
+                "choices": dict(outcome.choices),
+            }
+            for outcome in tuned.outcomes
+        ],
+    }
+
+
+def _say(policy: Path, answer: dict[str, Any], tuned: Tuned) -> None:
+    rows = [
+        (
+            outcome.task.name,
+            "n/a" if outcome.at_default is None else f"{outcome.at_default:,.1f}",
+            "n/a" if outcome.best is None else f"{outcome.best:,.1f}",
+            _gain(outcome.at_default, outcome.best),
+            _changed(outcome),
+            outcome.trials,
+            outcome.rejected,
+        )
+        for outcome in tuned.outcomes
+    ]
+    columns = ("kernel", "by default", "best", "gain", "choices that won", "trials", "rejected")
+    say_table(f"{policy.name} on {answer['device']}, {answer['unit']} a call", columns, rows)
+    for note in answer["notes"]:
+        say(f"note: {note}")
+    default, best = _sum(tuned.outcomes, lambda o: o.at_default), _sum(tuned.outcomes, lambda o: o.best)
+    if default is not None and best is not None:
+        say(f"these kernels together: {default:,.1f} by default, {best:,.1f} tuned ({_gain(default, best)})")
+    say(f"wrote '{answer['records']}': {answer['measured']:,} trials measured now")
+    say(f"next: tinyrl-tvm compile {policy} --target {answer['target']} --tuning-records {answer['records']}")
+
+
+def _gain(default: float | None, best: float | None) -> str:
+    return "n/a" if default is None or best is None else f"{100 * (1 - best / default):.1f} %"
+
+
+def _changed(outcome: Outcome) -> str:
+    default = dict(outcome.task.default)
+    changed = [f"{name} {value}" for name, value in outcome.choices if default[name] != value]
+    return ", ".join(changed) or "the default"

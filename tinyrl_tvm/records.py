@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tuning found, in a file: a trial a line, each a JSON object, appended as it is measured.
+
+    {"format": 1, "tvm": "0.27.0.post1", "target": "cortex-m55", "device": "qemu mps3-an547", "unit": "instructions",
+     "kernel": {"kind": "DenseCodes", "n_in": 64, ...}, "choices": {"window": 8}, "cost": 731.25, "default_cost": 763.5,
+     "rejected": null}
+
+Why lines: a session that is stopped, or a machine that dies, costs at most the line it was writing, and that one is
+told from a whole one. Records of another target or another TVM are refused, not skipped: they say nothing of what
+would be compiled here, and a file of them was taken by mistake.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from tinyrl_tvm.errors import TinyrlError
+
+if TYPE_CHECKING:
+    from schedules.signature import Signature
+
+FORMAT = 1
+MAX_BYTES = 64 * 1024 * 1024  # a record has about 500 bytes
+LINES_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a cost was measured, which is what makes two of them comparable."""
+
+    target: str
+    device: str
+    unit: str = "instructions"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One trial. `cost` is None when it was rejected, and `rejected` says why; `default_cost` is what the rule's own
+    choices cost, None when they were rejected."""
+
+    origin: Origin
+    kernel: Signature
+    choices: Mapping[str, int]
+    cost: float | None
+    default_cost: float | None
+    rejected: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.cost is None) == (self.rejected is None):
+            raise ValueError("a record has a cost or says why it was rejected")
+        for cost in (self.cost, self.default_cost):
+            if cost is not None and not (math.isfinite(cost) and cost >= 0):
+                raise ValueError(f"a cost of {cost}")
+
+    def to_line(self) -> bytes:
+        record = {
+            "format": FORMAT,
+            "tvm": tvm_version(),
+            "target": self.origin.target,
+            "device": self.origin.device,
+            "unit": self.origin.unit,
+            "kernel": self.kernel.to_json(),
+            "choices": dict(self.choices),
+            "cost": self.cost,
+            "default_cost": self.default_cost,
+            "rejected": self.rejected,
+        }
+        return json.dumps(record, allow_nan=False).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class Records:
+    """A file as it was read, and what there is to say of it."""
+
+    records: tuple[Record, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def winners(self) -> dict[Signature, Mapping[str, int]]:
+        """The choices that cost least, for every kernel that has some."""
+        best: dict[Signature, Record] = {}
+        for record in self.records:
+            if record.cost is None:
+                continue
+            known = best.get(record.kernel)
+            if known is None or known.cost is None or record.cost < known.cost:
+                best[record.kernel] = record
+        return {kernel: record.choices for kernel, record in best.items()}
+
+
+def tvm_version() -> str:
+    """Without importing TVM, which takes a second."""
+    from importlib.metadata import version
+
+    return version("apache-tvm")
+
+
+def read(path: Path, target: str) -> Records:
+    """Lines that are no records are skipped and named. Raises TinyrlError for records of another target or TVM."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise TinyrlError(f"'{path}' is larger than any file of tuning records ({MAX_BYTES:,} B)")
+        data = path.read_bytes()
+    except OSError as error:
+        raise TinyrlError(
+            f"cannot read tuning records from '{path}': {error.strerror}; 'tinyrl-tvm tune' writes them"
+        ) from None
+    return parse(data, str(path), target)
+
+
+def parse(data: bytes, name: str, target: str) -> Records:
+    records, damaged = [], []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(_record(json.loads(line), f"'{name}' line {number}", target))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            damaged.append(number)
+    if not records and damaged:
+        raise TinyrlError(f"'{name}' holds no tuning record; 'tinyrl-tvm tune' writes such files")
+    return Records(tuple(records), (_note(name, damaged),) if damaged else ())
+
+
+def _record(fields: dict[str, Any], place: str, target: str) -> Record:
+    from schedules.signature import Signature
+
+    if fields["format"] != FORMAT:
+        raise TinyrlError(f"{place} is of format {fields['format']!r}, this tinyrl-tvm reads {FORMAT}; tune again")
+    if fields["tvm"] != tvm_version():
+        raise TinyrlError(
+            f"{place} was measured with TVM {fields['tvm']}, this is {tvm_version()}, whose code differs; "
+            "tune again, into another file"
+        )
+    if fields["target"] != target:
+        raise TinyrlError(f"{place} is of target '{fields['target']}', not of '{target}'; give records of that target")
+    choices = fields["choices"]
+    if not all(isinstance(name, str) and type(value) is int for name, value in choices.items()):
+        raise ValueError("choices are whole numbers")
+    texts = (fields["device"], fields["unit"], fields["rejected"] or "")
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a word is none")
+    return Record(
+        origin=Origin(target, fields["device"], fields["unit"]),
+        kernel=Signature.from_json(fields["kernel"]),
+        choices=choices,
+        cost=_cost(fields["cost"]),
+        default_cost=_cost(fields["default_cost"]),
+        rejected=fields["rejected"],
+    )
+
+
+def _cost(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"a cost of {value!r}")
+    return float(value)
+
+
+def _note(name: str, damaged: list[int]) -> str:
+    named = ", ".join(str(number) for number in damaged[:LINES_NAMED])
+    more = ", ..." if len(damaged) > LINES_NAMED else ""
+    lines = "line" if len(damaged) == 1 else "lines"
+    return f"'{name}': {lines} {named}{more} skipped, which are no tuning records"
+
+
+class RecordFile:
+    """A file to append to. Every record is on the disk before `append` returns."""
+
+    def __init__(self, path: Path, first: Iterable[Record] = ()) -> None:
+        """`first` are records that the file must have before others; Raises TinyrlError when it cannot be written."""
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            self._stream: BinaryIO = path.open("ab")
+            # a session that was killed may have left half a line, which must not swallow the next
+            if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+                self._stream.write(b"\n")
+            self._stream.writelines(record.to_line() for record in first)
+            self._stream.flush()
+        except OSError as error:
+            raise TinyrlError(f"cannot write '{path}': {error.strerror}; choose another output path") from None
+
+    def append(self, record: Record) -> None:
+        with self._lock:
+            self._stream.write(record.to_line())
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+
+    def __enter__(self) -> RecordFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()

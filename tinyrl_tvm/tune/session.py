@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tuning session: MetaSchedule's task scheduler and cost model with our search, builder and runner.
+
+    TaskScheduler -> KnobSearch     which settings of which task
+                  -> TrialBuilder   a firmware each, on every processor of this machine
+                  -> TrialRunner    on as many devices as there are; a record is written the moment a trial ends
+                  -> XGBModel       learns from the results, and is asked by the search
+
+MetaSchedule's loop is C++ and cannot be interrupted, so it runs in a thread of its own and asks, wherever it calls back
+into Python, whether it should stop.
+
+The same seed gives the same winners wherever a device gives the same costs: results reach the search in the order they
+were asked for, whichever device was first.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinyrl_tvm.device.emulator import Emulate
+from tinyrl_tvm.device.workers import Workers
+from tinyrl_tvm.errors import NoAnswer, TinyrlError
+from tinyrl_tvm.records import Origin, Record
+from tinyrl_tvm.targets import Board, Target, target_named
+from tinyrl_tvm.tune.firmware import Bench, Rejected
+from tinyrl_tvm.tune.search import Search
+from tinyrl_tvm.tune.task import Setting, Task, setting_of
+
+if TYPE_CHECKING:
+    from tvm import ir
+
+BATCH = 16
+TIMEOUT_S = 20.0
+REASON_LENGTH = 200
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where trials run: `emulate` on `board`, at most `at_a_time` of them; there were `number` to begin with."""
+
+    name: str
+    board: Board
+    emulate: Emulate
+    at_a_time: int = field(default_factory=lambda: os.cpu_count() or 1)
+    number: int = 1
+    close: Callable[[], None] = lambda: None
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.board.target, self.name)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`trials` in all, those of earlier records included; `seed` decides the order in which settings are tried."""
+
+    trials: int
+    tuner: str = "xgb"
+    seed: int = 0
+    timeout_s: float = TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise TinyrlError(f"{self.trials} trials measure nothing; give --trials 1 or more")
+        if not 0 < self.timeout_s < float("inf"):
+            raise TinyrlError(f"a --timeout of {self.timeout_s:g} s leaves no time; give seconds, as 20")
+        if not 0 <= self.seed < 2**31 - 1:
+            raise TinyrlError(f"--seed {self.seed} is out of range; give 0 to {2**31 - 2}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task came to. Costs are None where nothing right was measured; `at_default` is that of the rule's own
+    choices, `best` that of `choices`."""
+
+    task: Task
+    trials: int
+    rejected: int
+    at_default: float | None
+    best: float | None
+    choices: Setting
+
+
+class Session:
+    """One run of the tuner. `on_record(task, record)` hears of every trial as it ends, in a thread of the session's."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        device: Device,
+        plan: Plan,
+        known: Iterable[Record] = (),
+        on_record: Callable[[Task, Record], None] = lambda task, record: None,
+    ) -> None:
+        self.tasks, self.device, self.plan = tuple(tasks), device, plan
+        self.target: Target = target_named(device.board.target)
+        self.searches = {task.index: Search(task, plan.tuner, plan.seed) for task in self.tasks}
+        self.trials: list[tuple[Task, Setting]] = []  # by number
+        self.costs: dict[tuple[int, Setting], float | None] = {}  # by task and setting, as trials end
+        self._on_record = on_record
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self._remember(known)
+        self.known = len(self.costs)
+        self.possible = sum(len(task.settings) for task in self.tasks)
+        self.unasked = max(0, min(plan.trials, self.possible) - self.known)
+
+    def run(self) -> tuple[Outcome, ...]:
+        """Raises TinyrlError when the device cannot be used, and KeyboardInterrupt when it was stopped; in either case
+        every trial that ended has been recorded."""
+        if self.unasked == 0:
+            return self.outcomes()
+        with tempfile.TemporaryDirectory(prefix="tinyrl-tune-") as folder, Workers() as workers:
+            starting = workers.start(min(os.cpu_count() or 1, self.unasked))
+            loop = threading.Thread(target=self._guarded, args=(Path(folder), workers), name="MetaSchedule")
+            loop.start()
+            try:
+                while loop.is_alive():
+                    loop.join(0.2)  # a wait without an end would not hear Ctrl-C
+            except BaseException:
+                self._stop.set()
+                self.device.close()  # a call of a server that hangs need not be waited for
+                raise
+            finally:
+                self._stop.set()
+                for thread in (loop, *starting):
+                    thread.join()
+        if self._failure is not None:
+            raise self._failure
+        return self.outcomes()
+
+    def outcomes(self) -> tuple[Outcome, ...]:
+        return tuple(self._outcome(task) for task in self.tasks)
+
+    def _outcome(self, task: Task) -> Outcome:
+        with self._lock:
+            costs = {setting: cost for (index, setting), cost in self.costs.items() if index == task.index}
+        right = {setting: cost for setting, cost in costs.items() if cost is not None}
+        # of equals the default, then the first in order: never the one that happened to end first
+        best = min(right, key=lambda setting: (right[setting], setting != task.default, setting), default=task.default)
+        return Outcome(task, len(costs), len(costs) - len(right), costs.get(task.default), right.get(best), best)
+
+    def _remember(self, known: Iterable[Record]) -> None:
+        tasks = {task.signature: task for task in self.tasks}
+        for record in known:
+            task = tasks.get(record.kernel)
+            setting = setting_of(record.choices)
+            # costs of another device compare with nothing; of a knob that is gone, or new, there is nothing to reuse
+            if task is not None and record.origin == self.device.origin and setting in task.settings:
+                self.costs[task.index, setting] = record.cost
+                self.searches[task.index].knows(setting, record.cost)
+
+    # ---- what the loop in MetaSchedule's thread asks ----
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
+    @property
+    def measured(self) -> int:
+        return sum(len(search.costs) for search in self.searches.values())
+
+    def number_of(self, task: Task, setting: Setting) -> int:
+        self.trials.append((task, setting))
+        return len(self.trials) - 1
+
+    def scheduled(self, task: Task, setting: Setting) -> ir.IRModule | None:
+        """None where choices do not go together, or where TVM refuses the schedule, which is recorded."""
+        placed = task.placed(setting)
+        try:
+            return placed.module(placed.family, "main")
+        except ValueError:
+            return None  # the rule's own word
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            self._ended(task, setting, None, f"does not schedule: {reason}")
+            self.searches[task.index].knows(setting, None)
+            self.unasked -= 1
+            return None
+
+    def learn(self, number: int) -> None:
+        task, setting = self.trials[number]
+        if (task.index, setting) in self.costs:
+            self.searches[task.index].knows(setting, self.costs[task.index, setting])
+
+    def build(self, bench: Bench, number: int, module: ir.IRModule) -> Path | None:
+        """The firmware of a trial; None when it was rejected, or the session stops."""
+        task, setting = self.trials[number]
+        if self.stopped:
+            return None
+        try:
+            return bench.build(number, task, task.placed(setting), module)
+        except Rejected as error:
+            if not self.stopped:
+                self._ended(task, setting, None, str(error))
+        except BaseException as error:
+            self._fail(error)
+        return None
+
+    def measure(self, bench: Bench, firmware: Path) -> float | None:
+        """The cost of a trial; None when it was rejected, or the session stops."""
+        task, setting = self.trials[bench.number_of(firmware)]
+        if self.stopped:
+            return None
+        cost, rejected = None, None
+        try:
+            cost = bench.measure(self.device.emulate, firmware)
+        except Rejected as error:
+            rejected = str(error)
+        except NoAnswer as error:
+            if setting == task.default:  # not a bad schedule but a bad board: every other would wait as long
+                self._fail(self._silent(task))
+                return None
+            rejected = str(error)
+        except BaseException as error:
+            self._fail(error)
+            return None
+        finally:
+            firmware.unlink(missing_ok=True)
+        self._ended(task, setting, cost, rejected)
+        return cost
+
+    def _ended(self, task: Task, setting: Setting, cost: float | None, rejected: str | None) -> None:
+        with self._lock:
+            self.costs[task.index, setting] = cost
+            at_default = self.costs.get((task.index, task.default))
+        reason = rejected[:REASON_LENGTH] if rejected is not None else None
+        record = Record(self.device.origin, task.signature, dict(setting), cost, at_default, reason)
+        try:
+            self._on_record(task, record)
+        except BaseException as error:  # a disk that is full
+            self._fail(error)
+
+    def _silent(self, task: Task) -> TinyrlError:
+        return TinyrlError(
+            f"{self.device.name} did not answer within {self.plan.timeout_s:g} s, asked for '{task.name}' as it is by "
+            "default; is the board there? a slow one needs a longer --timeout"
+        )
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            self._failure = self._failure or error
+        self._stop.set()
+
+    # ---- the loop ----
+
+    def _guarded(self, folder: Path, workers: Workers) -> None:
+        try:
+            self._loop(folder, workers)
+        except BaseException as error:
+            if not self.stopped:
+                self._fail(error)
+
+    def _loop(self, folder: Path, workers: Workers) -> None:
+        # 60 s, if it were done as TVM's own code does
+        from tvm.s_tir import meta_schedule as ms
+
+        from tinyrl_tvm.tune import metaschedule as parts
+
+        bench = Bench(self.device.board, folder, workers, self.plan.timeout_s)
+        model = parts.cost_model(self) if self.plan.tuner == "xgb" else None
+        contexts = [parts.tune_context(self, task, self.searches[task.index]) for task in self.tasks]
+        if model is not None:
+            for task, context in zip(self.tasks, contexts, strict=True):
+                parts.teach(model, self, task, context)
+        with (
+            ThreadPoolExecutor(os.cpu_count() or 1, "build") as builds,
+            ThreadPoolExecutor(self.device.at_a_time, "run") as runs,
+        ):
+            ms.task_scheduler.GradientBased(seed=self.plan.seed + 1).tune(
+                contexts,
+                [float(task.count) for task in self.tasks],
+                max_trials_global=self.unasked,
+                max_trials_per_task=self.unasked,
+                num_trials_per_iter=self._batch_size(),
+                builder=parts.TrialBuilder(self, bench, builds),
+                runner=parts.TrialRunner(self, bench, runs),
+                measure_callbacks=[] if model is None else [ms.measure_callback.UpdateCostModel()],
+                database=None,
+                cost_model=model,
+            )
+
+    def _batch_size(self) -> int:
+        """Small beside the trials a task can have, so that the search learns; not smaller than the devices are many."""
+        a_task = self.unasked // len(self.tasks)
+        return max(1, min(BATCH, a_task // 3), min(self.device.number, BATCH, a_task))
