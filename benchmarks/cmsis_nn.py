@@ -285,4 +285,4 @@ def newlib() -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)

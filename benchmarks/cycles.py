@@ -195,4 +195,4 @@ def bound(kernel: Any) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)

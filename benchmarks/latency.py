@@ -297,4 +297,4 @@ def _error(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)

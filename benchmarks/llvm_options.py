@@ -137,4 +137,4 @@ def functions(assembly: str) -> Iterator[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)

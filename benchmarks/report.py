@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,11 +19,20 @@ from typing import Any
 
 import click
 
+from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.library import write_whole
 from tinyrl_tvm.toolchain import find
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+
+
+def run(main: click.Command) -> None:
+    """The benchmark's command; our own errors are one sentence."""
+    try:
+        main()
+    except TinyrlError as error:
+        sys.exit(f"Error: {error}")
 
 
 def table(head: str, rows: Iterable[Sequence[object]], text_columns: int = 2) -> str:
@@ -61,11 +71,20 @@ def version_of(tool: str) -> str:
 
 
 def commit() -> str:
-    command = ("git", "-C", str(HERE), "describe", "--always", "--dirty")
+    """With `-dirty` when a file differs from it, other than those that benchmarks write."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        name = _git("describe", "--always")
+        changed = _git(
+            "status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/README.md", ":!/benchmarks/*.json"
+        )
     except (OSError, subprocess.CalledProcessError):
         return "n/a (no git repository)"
+    return f"{name}-dirty" if changed else name
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(("git", "-C", str(HERE), *arguments), capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def provenance(script: str, facts: dict[str, str]) -> str:
