@@ -140,9 +140,9 @@ def main(libraries: tuple[str, ...], readme: bool) -> None:
     if readme:
         report.write_results("cmsis_nn", facts, rows)
         report.write_readme("cmsis-nn", f"{tables}\n\n{report.provenance('cmsis_nn.py', facts)}")
-    if wrong := [f"{row.policy} on {row.board}" for row in rows if (row.parity, row.rival_parity) != ("PASS", "PASS")]:
+    if wrong := [f"{row.shape} on {row.board}" for row in rows if (row.parity, row.rival_parity) != ("PASS", "PASS")]:
         raise click.ClickException(f"PARITY FAIL: {', '.join(wrong)}")
-    if over := [f"{row.policy} on {row.board} {row.ratio:.2f}" for row in rows if row.ratio > row.at_most]:
+    if over := [f"{row.shape} on {row.board} {row.ratio:.2f}" for row in rows if row.ratio > row.at_most]:
         raise click.ClickException(f"over the ratio that was to hold: {', '.join(over)}")
 
 

@@ -99,7 +99,7 @@ def main(
         boards = (DETAILED,)  # servers of one key have one kind of board
     cases = [(name, precision) for name in names or POLICIES for precision in PRECISIONS]
     # first: what is missing should not be found out after the measurements
-    facts = report.machine(cross_compiler="arm-none-eabi-gcc", emulator="qemu-system-arm", host_compiler="cc")
+    facts = report.machine(**tools_of(boards or tuple(BOARDS)), host_compiler="cc")
     facts["python"] = sys.version.split()[0]
     on_boards: list[DeviceRow] = []
     here: list[HostRow] = []
@@ -126,6 +126,15 @@ def main(
         report.write_readme("latency", f"{tables}\n\n{report.provenance('latency.py', facts)}")
     if wrong := [f"{row.policy} {row.precision}" for row in [*on_boards, *here] if row.parity != "PASS"]:
         raise click.ClickException(f"PARITY FAIL: {', '.join(wrong)}")
+
+
+def tools_of(boards: Iterable[str]) -> dict[str, str]:
+    architectures = dict.fromkeys(board_named(board).architecture for board in boards)
+    return {
+        f"{architecture.name} {use}": tool
+        for architecture in architectures
+        for use, tool in (("compiler", architecture.compiler), ("emulator", architecture.emulator))
+    }
 
 
 @contextlib.contextmanager

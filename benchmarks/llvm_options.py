@@ -128,7 +128,7 @@ def measure(llvm: Mapping[str, Any], kernels_own: bool) -> dict[str, Any]:
 def leave_out_attributes() -> None:
     from schedules import PlacedKernel
 
-    PlacedKernel.attributes = property(lambda placed: ())  # type: ignore[assignment, method-assign]
+    PlacedKernel.attributes = property(lambda placed: ())
 
 
 def functions(assembly: str) -> Iterator[tuple[str, str]]:

@@ -88,5 +88,5 @@ def _git(*arguments: str) -> str:
 
 
 def provenance(script: str, facts: dict[str, str]) -> str:
-    tools = ", ".join(said for name, said in facts.items() if name not in ("commit", "python"))
+    tools = ", ".join(dict.fromkeys(said for name, said in facts.items() if name not in ("commit", "python")))
     return f"Written by `python benchmarks/{script}` at {facts['commit']} with {tools}."
