@@ -13,7 +13,9 @@ import numpy as np
 import per_tensor_int8
 import pytest
 import report
+from click.testing import CliRunner
 from firmware import HERE, built, compiled
+from latency import main as latency
 from latency import requantised
 from random_policies import layers_of, write
 
@@ -116,3 +118,8 @@ def test_every_option_that_is_not_the_core_s_name_is_left_out_once() -> None:
         assert variants[flag]["cl-opt"] == [other for other in whole["cl-opt"] if other != flag]
     bare = variants["all of these"]
     assert set(bare) == set(llvm_options.THE_CORE_ITSELF) & set(whole)
+
+
+def test_a_farm_is_named_whole() -> None:
+    asked = CliRunner().invoke(latency, ["--rpc-tracker", "127.0.0.1:9190"])
+    assert asked.exit_code == 2 and "a farm takes both: --rpc-tracker HOST:PORT and --rpc-key KEY" in asked.output
