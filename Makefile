@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TOOLS := gcc libc6-dev make gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
-TEST_TOOLS := $(TOOLS) gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc g++ clang libclang-rt-14-dev cmake git
+BENCH_TOOLS := $(TOOLS) gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc llvm-19
+TEST_TOOLS := $(BENCH_TOOLS) g++ clang libclang-rt-14-dev cmake git
 # torch from PyPI is the CUDA build on Linux, several GB. Where a CPU wheel is at hand, point pip at it:
 #   make test PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu'
 PIP_FLAGS ?=
@@ -31,8 +32,10 @@ format: $(VENV)/.dev ## rewrite the sources as ruff wants them
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/.core .tools ## measure, and write the tables of the README
+bench: $(VENV)/.core .bench-tools ## measure, and write the tables of the README
 	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/cycles.py
+	$(BIN)/python benchmarks/llvm_options.py
 
 records: $(VENV)/.dev .test-tools ## tune the reference policies for every board, and write the records that ship
 	$(BIN)/python benchmarks/tune_references.py
@@ -56,12 +59,15 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) $(PIP_FLAGS) --editable '.[dev,rl,tflite,tune]'
 	@touch $@ $(VENV)/.core
 
-.PHONY: .python .tools .test-tools
+.PHONY: .python .tools .bench-tools .test-tools
 .python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || sh .ci/apt python3 python3-venv
 
 .tools:
 	@sh .ci/apt $(TOOLS)
+
+.bench-tools:
+	@sh .ci/apt $(BENCH_TOOLS)
 
 .test-tools:
 	@sh .ci/apt $(TEST_TOOLS)

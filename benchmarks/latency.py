@@ -2,8 +2,8 @@
 """Measure the reference policies and write the figures into the README.
 
     policies    P1 4-64-64-2 ReLU, P2 3-64-64-1 tanh, P3 24-256-256-4 ReLU; the trained cartpole and pendulum
-    QEMU        instructions per whole inference on mps3-an547, flash, RAM and stack; beside them, in the same run, the
-                portable C of the same policy built by GCC -O3 for the same core
+    boards      instructions per whole inference under QEMU, flash, RAM and stack; beside them, in the same run, the
+                portable C of the same policy built by GCC -O3 for the same core. int8 everywhere, float32 where it fits
     host        nanoseconds per inference of the portable C, median and spread; beside them ONNX Runtime's
 
 QEMU counts instructions, not time. Flash and RAM are the firmware's less the same firmware without the inference.
@@ -11,126 +11,200 @@ QEMU counts instructions, not time. Flash and RAM are the firmware's less the sa
 
 from __future__ import annotations
 
-import json
-import re
-import subprocess
+import contextlib
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
+import report
+from each_row import instructions_of_each_row, random_rows
+from firmware import HERE, POLICIES, PRECISIONS, built, compiled
 from rich.console import Console
 from rich.progress import Progress
 
-from tinyrl_tvm import project as projects
 from tinyrl_tvm.device import host, qemu
-from tinyrl_tvm.library import ModelLibrary, write_whole
-from tinyrl_tvm.pipeline import compile_policy
-from tinyrl_tvm.toolchain import find
+from tinyrl_tvm.device.emulator import Emulate, emulate
+from tinyrl_tvm.library import ModelLibrary
+from tinyrl_tvm.targets import BOARDS, board_named
 
-HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
-RESULTS = HERE / "latency.json"
-POLICIES = ("P1", "P2", "P3", "cartpole", "pendulum")
-PRECISIONS = ("int8", "float32")
-BOARD = "mps3-an547"
+DETAILED = "mps3-an547"  # the board whose instructions are also counted for each observation apart
+OBSERVATIONS = 1000
 BATCHES, BATCH = 31, 200  # timings on the host: medians over batches, so that a busy machine shows as spread
 
 
 @dataclass(frozen=True)
-class Row:
-    """One policy at one precision. Errors and agreement are against the float policy, over the test vectors."""
+class DeviceRow:
+    """One policy at one precision on one board. Errors and agreement are against the float policy, over the test
+    vectors; `least` and `greatest` are instructions for one observation of a thousand, None where not counted apart."""
 
+    board: str
     policy: str
     precision: str
-    parity_host: str
-    parity_qemu: str
+    parity: str
     action_agreement: float | None
     max_abs_error: float | None
+    requantised: str
     instructions: float
+    least: float | None
+    greatest: float | None
     flash_bytes: int
     ram_bytes: int
     stack_bytes: int
     portable_instructions: float
     portable_flash_bytes: int
-    host_ns: float
-    host_ns_low: float
-    host_ns_high: float
+    compile_seconds: float
+
+    @property
+    def ratio(self) -> float:
+        return self.instructions / self.portable_instructions
+
+
+@dataclass(frozen=True)
+class HostRow:
+    """One policy at one precision on this machine: nanoseconds, medians with the least and the greatest batch."""
+
+    policy: str
+    precision: str
+    parity: str
+    ns: float
+    ns_low: float
+    ns_high: float
     onnxruntime_ns: float
     onnxruntime_ns_low: float
     onnxruntime_ns_high: float
-    compile_seconds: float
 
 
 @click.command(help=__doc__)
 @click.option("--policy", "names", multiple=True, type=click.Choice(POLICIES), help="measure only these")
+@click.option(
+    "--board", "boards", multiple=True, type=click.Choice(tuple(BOARDS)), help="measure only these, not the host"
+)
+@click.option(
+    "--rpc-tracker", metavar="HOST:PORT", help=f"measure on a farm, whose servers have the --board, else {DETAILED}"
+)
+@click.option("--rpc-key", metavar="KEY", help="the key of those servers")
 @click.option("--readme/--no-readme", default=True, help="write the tables into README.md and latency.json")
-def main(names: tuple[str, ...], readme: bool) -> None:
+def main(
+    names: tuple[str, ...], boards: tuple[str, ...], rpc_tracker: str | None, rpc_key: str | None, readme: bool
+) -> None:
+    if bool(rpc_tracker) != bool(rpc_key):
+        raise click.UsageError("a farm takes both: --rpc-tracker HOST:PORT and --rpc-key KEY")
+    if rpc_tracker and not boards:
+        boards = (DETAILED,)  # servers of one key have one kind of board
     cases = [(name, precision) for name in names or POLICIES for precision in PRECISIONS]
-    facts = machine()  # first: what is missing should not be found out after the measurements
-    rows = []
-    with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("measuring", total=len(cases))
-        for name, precision in cases:
-            progress.update(task, description=f"{name} {precision}")
-            rows.append(measure(name, precision, Path(folder)))
+    # first: what is missing should not be found out after the measurements
+    facts = report.machine(**tools_of(boards or tuple(BOARDS)), host_compiler="cc")
+    facts["python"] = sys.version.split()[0]
+    on_boards: list[DeviceRow] = []
+    here: list[HostRow] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Progress(console=Console(stderr=True)) as progress,
+        emulator(rpc_tracker, rpc_key) as run,
+    ):
+        task = progress.add_task("measuring", total=len(cases) * (len(boards or BOARDS) + (not boards)))
+        for board in boards or BOARDS:
+            for name, precision in cases:
+                progress.update(task, description=f"{name} {precision} on {board}")
+                if row := measure_on(board, name, precision, Path(folder), run):
+                    on_boards.append(row)
+                progress.advance(task)
+        for name, precision in () if boards else cases:
+            progress.update(task, description=f"{name} {precision} here")
+            here.append(measure_here(name, precision))
             progress.advance(task)
-    tables = "\n\n".join((device_table(rows), host_table(rows)))
+    tables = "\n\n".join([*device_tables(on_boards), *([host_table(here)] if here else [])])
     click.echo(tables)
-    if readme and not names:
-        write_whole(
-            RESULTS, (json.dumps({"machine": facts, "rows": [asdict(r) for r in rows]}, indent=2) + "\n").encode()
-        )
-        write_readme(f"{tables}\n\n{provenance(facts)}")
-    if wrong := [f"{r.policy} {r.precision}" for r in rows if (r.parity_host, r.parity_qemu) != ("PASS", "PASS")]:
+    if readme and not names and not boards:
+        report.write_results("latency", facts, [*on_boards, *here])
+        report.write_readme("latency", f"{tables}\n\n{report.provenance('latency.py', facts)}")
+    if wrong := [f"{row.policy} {row.precision}" for row in [*on_boards, *here] if row.parity != "PASS"]:
         raise click.ClickException(f"PARITY FAIL: {', '.join(wrong)}")
 
 
-def measure(name: str, precision: str, folder: Path) -> Row:
+def tools_of(boards: Iterable[str]) -> dict[str, str]:
+    architectures = dict.fromkeys(board_named(board).architecture for board in boards)
+    return {
+        f"{architecture.name} {use}": tool
+        for architecture in architectures
+        for use, tool in (("compiler", architecture.compiler), ("emulator", architecture.emulator))
+    }
+
+
+@contextlib.contextmanager
+def emulator(tracker: str | None, key: str | None) -> Iterator[Emulate]:
+    """This machine's QEMU, or the servers of a farm."""
+    if tracker is None or key is None:
+        yield emulate
+        return
+    from tinyrl_tvm.device.farm import Farm
+
+    with contextlib.closing(Farm.at(tracker, key)) as farm:
+        yield farm.emulate
+
+
+def measure_on(board: str, name: str, precision: str, folder: Path, run: Emulate) -> DeviceRow | None:
+    """None where the weights alone are larger than the board's flash."""
     start = time.perf_counter()
-    library = compiled(name, precision, "cortex-m55")
+    made = compiled(name, precision, board_named(board).target)
     seconds = time.perf_counter() - start
-    device = qemu.run(built(library, folder / f"{name}_{precision}"))
-    portable = qemu.run(built(compiled(name, precision, "host"), folder / f"{name}_{precision}_c"))
-    here = host.run(library, timed=True)
-    assert here.wall_time is not None
-    reference = onnxruntime_ns(name, library)
-    said = device.to_json()
-    return Row(
+    if (
+        sum(kernel.weight.nbytes for kernel in made.kernels if hasattr(kernel, "weight"))
+        > board_named(board).flash_bytes
+    ):
+        return None
+    case = f"{board}_{name}_{precision}"
+    said = qemu.run(built(made.library, folder / case, board), emulate=run).to_json()
+    portable = qemu.run(
+        built(compiled(name, precision, "host").library, folder / f"{case}_c", board), emulate=run
+    ).to_json()
+    least = greatest = None
+    if board == DETAILED and precision == "int8":  # a hundred thousand inferences: minutes, of a large float policy
+        rows = random_rows(made.library, OBSERVATIONS)
+        counts = instructions_of_each_row(made.library, rows, folder / f"{case}_rows", board, run)
+        least, greatest = float(counts.min()), float(counts.max())
+    return DeviceRow(
+        board,
         name,
         precision,
-        str(here.parity),
-        str(device.parity),
+        said["parity"],
         said["action_agreement"],
         said["max_abs_error"],
+        requantised(made.kernels),
         said["instructions_per_inference"],
+        least,
+        greatest,
         said["flash_bytes"],
         said["ram_bytes"],
         said["stack_bytes"],
-        portable.to_json()["instructions_per_inference"],
-        portable.to_json()["flash_bytes"],
-        here.wall_time.median_ns,
-        here.wall_time.low_ns,
-        here.wall_time.high_ns,
-        *reference,
+        portable["instructions_per_inference"],
+        portable["flash_bytes"],
         seconds,
     )
 
 
-def compiled(name: str, precision: str, target: str) -> ModelLibrary:
-    calibration = HERE / "policies" / f"{name}.npz"
-    return compile_policy(
-        HERE / "policies" / f"{name}.onnx", target=target, precision=precision, calibration=calibration
-    ).library
+def requantised(kernels: Iterable[Any]) -> str:
+    """How each int8 hidden layer comes back to codes: a multiplier an output, one of the layer, or its shift alone."""
+    ways = []
+    for kernel in kernels:
+        if type(kernel).__name__ == "DenseCodes":
+            multiplier = kernel.multiplier
+            ways.append("shift" if multiplier is None else "one" if np.size(multiplier) == 1 else "per output")
+    return ", ".join(ways)
 
 
-def built(library: ModelLibrary, folder: Path) -> projects.Project:
-    project = projects.create(library, folder, "baremetal", {"board": BOARD})
-    projects.build(project)
-    return project
+def measure_here(name: str, precision: str) -> HostRow:
+    library = compiled(name, precision, "host").library
+    ran = host.run(library, timed=True)
+    assert ran.wall_time is not None
+    times = (ran.wall_time.median_ns, ran.wall_time.low_ns, ran.wall_time.high_ns)
+    return HostRow(name, precision, str(ran.parity), *times, *onnxruntime_ns(name, library))
 
 
 def onnxruntime_ns(name: str, library: ModelLibrary) -> tuple[float, float, float]:
@@ -153,33 +227,74 @@ def onnxruntime_ns(name: str, library: ModelLibrary) -> tuple[float, float, floa
     return float(np.median(times)), min(times), max(times)
 
 
-def device_table(rows: list[Row]) -> str:
+def device_tables(rows: list[DeviceRow]) -> list[str]:
+    detailed = [row for row in rows if row.board == DETAILED]
+    return [*([detailed_table(detailed)] if detailed else []), *boards_tables(rows)]
+
+
+def detailed_table(rows: list[DeviceRow]) -> str:
     head = (
-        "| policy | precision | parity | action = float's | max error | instructions | GCC -O3 of the C | ratio "
-        "| flash B | RAM B | stack B |"
+        "policy | precision | parity | hidden layers requantise | action = float's | max error | instructions | "
+        f"least to greatest of {OBSERVATIONS:,} | GCC -O3 of the C | ratio | flash B | RAM B | stack B"
     )
-    lines = [
-        f"| {r.policy} | {r.precision} | {r.parity_qemu} | {_share(r.action_agreement)} | {_error(r.max_abs_error)} "
-        f"| {r.instructions:,.0f} | {r.portable_instructions:,.0f} | {r.instructions / r.portable_instructions:.2f} "
-        f"| {r.flash_bytes:,} | {r.ram_bytes:,} | {r.stack_bytes:,} |"
-        for r in rows
+    cells = [
+        (
+            row.policy,
+            row.precision,
+            row.parity,
+            row.requantised,
+            _share(row.action_agreement),
+            _error(row.max_abs_error),
+            f"{row.instructions:,.0f}",
+            "" if row.least is None else f"{row.least:,.0f} to {row.greatest:,.0f}",
+            f"{row.portable_instructions:,.0f}",
+            f"{row.ratio:.2f}",
+            f"{row.flash_bytes:,}",
+            f"{row.ram_bytes:,}",
+            f"{row.stack_bytes:,}",
+        )
+        for row in rows
     ]
-    return "\n".join([f"QEMU {BOARD} (Cortex-M55), instructions per whole inference:", "", head, _rule(head), *lines])
+    return f"{board_named(DETAILED).summary}, instructions per whole inference:\n\n{report.table(head, cells, 4)}"
 
 
-def host_table(rows: list[Row]) -> str:
-    head = "| policy | precision | parity | C here, ns (least to greatest) | ONNX Runtime, ns (least to greatest) | ratio |"
-    lines = [
-        f"| {r.policy} | {r.precision} | {r.parity_host} | {r.host_ns:,.0f} ({r.host_ns_low:,.0f} to {r.host_ns_high:,.0f}) "
-        f"| {r.onnxruntime_ns:,.0f} ({r.onnxruntime_ns_low:,.0f} to {r.onnxruntime_ns_high:,.0f}) "
-        f"| {r.host_ns / r.onnxruntime_ns:.3f} |"
-        for r in rows
+def boards_tables(rows: list[DeviceRow]) -> list[str]:
+    """A row a policy, a column a board."""
+    boards = list(dict.fromkeys(row.board for row in rows))
+    cases = list(dict.fromkeys((row.policy, row.precision) for row in rows))
+    found = {(row.policy, row.precision, row.board): row for row in rows}
+    head = " | ".join(["policy", "precision", *(f"{board} ({board_named(board).target})" for board in boards)])
+
+    def matrix(cell: Callable[[DeviceRow], str]) -> str:
+        lines = []
+        for policy, precision in cases:
+            here = [found.get((policy, precision, board)) for board in boards]
+            lines.append((policy, precision, *(cell(row) if row else "too large" for row in here)))
+        return report.table(head, lines)
+
+    verdict = "parity PASS everywhere" if all(row.parity == "PASS" for row in rows) else "**parity FAIL** somewhere"
+    return [
+        f"Every board, instructions per whole inference, and in brackets the part they are of GCC -O3's; {verdict}:\n\n"
+        + matrix(lambda row: f"{row.instructions:,.0f} ({row.ratio:.2f})"),
+        "Flash / RAM / stack bytes:\n\n"
+        + matrix(lambda row: f"{row.flash_bytes:,} / {row.ram_bytes:,} / {row.stack_bytes:,}"),
     ]
-    return "\n".join(["This machine's C compiler, one row at a time on one thread:", "", head, _rule(head), *lines])
 
 
-def _rule(head: str) -> str:
-    return "|" + "|".join(["---", "---", "---"] + ["---:"] * (head.count("|") - 4)) + "|"
+def host_table(rows: list[HostRow]) -> str:
+    head = "policy | precision | parity | C here, ns (least to greatest) | ONNX Runtime, ns (least to greatest) | ratio"
+    cells = [
+        (
+            row.policy,
+            row.precision,
+            row.parity,
+            f"{row.ns:,.0f} ({row.ns_low:,.0f} to {row.ns_high:,.0f})",
+            f"{row.onnxruntime_ns:,.0f} ({row.onnxruntime_ns_low:,.0f} to {row.onnxruntime_ns_high:,.0f})",
+            f"{row.ns / row.onnxruntime_ns:.3f}",
+        )
+        for row in rows
+    ]
+    return f"This machine's C compiler, one row at a time on one thread:\n\n{report.table(head, cells, 3)}"
 
 
 def _share(value: float | None) -> str:
@@ -190,46 +305,5 @@ def _error(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}" if value < 1e-3 else f"{value:.3f}"
 
 
-def machine() -> dict[str, str]:
-    """What the figures depend on."""
-
-    def first_line(*command: str) -> str:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return done.stdout.splitlines()[0]
-
-    return {
-        "commit": commit(),
-        "cross_compiler": first_line(str(find("arm-none-eabi-gcc")), "--version"),
-        "host_compiler": first_line(str(find("cc")), "--version"),
-        "emulator": first_line(str(find("qemu-system-arm")), "--version"),
-        "python": sys.version.split()[0],
-    }
-
-
-def commit() -> str:
-    command = ("git", "-C", str(HERE), "describe", "--always", "--dirty")
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "n/a (no git repository)"
-
-
-def provenance(facts: dict[str, str]) -> str:
-    return (
-        f"Written by `python benchmarks/latency.py` at {facts['commit']} with {facts['cross_compiler']}, "
-        f"{facts['emulator']}, {facts['host_compiler']}."
-    )
-
-
-def write_readme(text: str) -> None:
-    """Between the two marks in the README."""
-    marks = r"(<!-- latency -->\n).*?(<!-- /latency -->)"
-    before = README.read_text()
-    after, count = re.subn(marks, lambda match: f"{match[1]}{text}\n{match[2]}", before, flags=re.DOTALL)
-    if count != 1:
-        raise click.ClickException(f"{README.name} has no '<!-- latency -->' marks to write the tables between")
-    write_whole(README, after.encode())
-
-
 if __name__ == "__main__":
-    main()
+    report.run(main)

@@ -78,6 +78,7 @@ TOOLS = {
         ),
         Tool("cmake", ("cmake",), ("cmake",), "builds a project, when make should not", optional=True),
         Tool("clang", ("clang", "clang-19", "clang-14"), ("clang",), "checks the C we emit", optional=True),
+        Tool("llvm-mca", ("llvm-mca-19", "llvm-mca"), ("llvm-19",), "estimates cycles of a trace", optional=True),
     )
 }
 
