@@ -4,7 +4,7 @@
     policies    P1 4-64-64-2 ReLU, P2 3-64-64-1 tanh, P3 24-256-256-4 ReLU; the trained cartpole and pendulum
     QEMU        instructions per whole inference on mps3-an547, flash, RAM and stack; beside them, in the same run, the
                 portable C of the same policy built by GCC -O3 for the same core
-    host        nanoseconds per inference of the portable C, median and spread; beside them ONNX Runtime's
+    host        nanoseconds per inference of the C for this machine, median and spread; beside them ONNX Runtime's
 
 QEMU counts instructions, not time. Flash and RAM are the firmware's less the same firmware without the inference.
 """
@@ -94,8 +94,8 @@ def measure(name: str, precision: str, folder: Path) -> Row:
     library = compiled(name, precision, "cortex-m55")
     seconds = time.perf_counter() - start
     device = qemu.run(built(library, folder / f"{name}_{precision}"))
-    portable = qemu.run(built(compiled(name, precision, "host"), folder / f"{name}_{precision}_c"))
-    here = host.run(library, timed=True)
+    portable = qemu.run(built(compiled(name, precision, "portable"), folder / f"{name}_{precision}_c"))
+    here = host.run(compiled(name, precision, "host"), timed=True)
     assert here.wall_time is not None
     reference = onnxruntime_ns(name, library)
     said = device.to_json()

@@ -13,11 +13,16 @@ from dataclasses import dataclass, field
 from tvm import ir
 from tvm.s_tir import Schedule
 
-from schedules import mve, portable
+from schedules import mve, portable, simd
 from schedules.kernels import Kernel, Layout, Parameter
 from schedules.knobs import Choices, Rule, defaults
 
-RULES: dict[str, dict[type, Rule]] = {"portable": portable.RULES, "mve": mve.RULES}
+RULES: dict[str, dict[type, Rule]] = {
+    "portable": portable.RULES,
+    "mve": mve.RULES,
+    "simd": simd.RULES,
+    "wasm": simd.WASM_RULES,
+}
 
 
 @dataclass(frozen=True)

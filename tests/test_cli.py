@@ -181,9 +181,9 @@ def test_dump_code_writes_every_stage_beside_the_library(tmp_path: Path) -> None
     assert "vmla" in Path("p1.tar.asm").read_text()
 
 
-def test_dump_code_says_that_a_portable_library_has_no_assembly() -> None:
+def test_dump_code_says_that_a_library_of_c_has_no_assembly() -> None:
     said = done("compile", P1, "--target", "host", "--dump-code", "asm")
-    assert "asm: 'P1.tar.asm', empty: this target has portable C alone\n" in said
+    assert "asm: 'P1.tar.asm', empty: this target has C alone\n" in said
 
 
 def test_a_project_is_built_when_it_is_run_the_first_time(p1: Path) -> None:
@@ -406,7 +406,7 @@ def test_compile_reports_what_each_pass_saved() -> None:
 def test_an_unknown_target_is_answered_with_a_guess(tmp_path: Path) -> None:
     assert_refused(
         ("compile", P1, "--target", "cortex-m5"),
-        "no target 'cortex-m5'; have: cortex-m55, host. Did you mean 'cortex-m55'?",
+        "no target 'cortex-m5'; have: cortex-m55, host, portable, wasm32. Did you mean 'cortex-m55'?",
         tmp_path,
     )
 
@@ -873,7 +873,7 @@ def test_targets_lists_cores_and_boards() -> None:
     for word in ("cortex-m55", "host", "mps3-an547", "524,288"):
         assert word in said
     answer = answered("targets")
-    assert [target["name"] for target in answer["targets"]] == ["cortex-m55", "host"]
+    assert [target["name"] for target in answer["targets"]] == ["cortex-m55", "host", "wasm32", "portable"]
     assert answer["boards"][0] == {
         "name": "mps3-an547",
         "summary": "Arm MPS3 with the AN547 image: Cortex-M55",

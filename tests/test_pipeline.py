@@ -62,7 +62,7 @@ def test_int8_without_calibration_says_what_to_give(tmp_path: Path) -> None:
 def test_an_unknown_precision_or_target_is_answered_with_a_guess(tmp_path: Path) -> None:
     assert error(tmp_path, precision="int4") == "no precision 'int4'; have: float32, int8. Did you mean 'int8'?"
     assert error(tmp_path, target="cortex-m5") == (
-        "no target 'cortex-m5'; have: cortex-m55, host. Did you mean 'cortex-m55'?"
+        "no target 'cortex-m5'; have: cortex-m55, host, portable, wasm32. Did you mean 'cortex-m55'?"
     )
 
 
@@ -184,9 +184,10 @@ def test_every_stage_can_be_read(tmp_path: Path) -> None:
     assert stages["tir"].count("# ---- mve") == stages["tir"].count("# ---- portable") == 4
     assert "int policy_predict(" in stages["c"]
     assert "vmlava" in stages["asm"]
-    portable = compiled(tmp_path, calibration=rows_in(tmp_path), target="host").stages
-    assert portable["asm"] == ""
-    assert "mve" not in portable["tir"]
+    for target, family in (("portable", "portable"), ("host", "simd")):
+        printed = compiled(tmp_path, calibration=rows_in(tmp_path), target=target).stages
+        assert printed["asm"] == ""
+        assert set(re.findall("^# ---- (.*)$", printed["tir"], re.MULTILINE)) == {family}
 
 
 def test_a_library_knows_its_policy_and_not_its_folder(tmp_path: Path) -> None:
