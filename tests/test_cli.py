@@ -886,7 +886,7 @@ def test_targets_lists_cores_and_boards() -> None:
 def test_list_options_names_every_option_without_asking_for_a_project() -> None:
     said = done("micro", "create", "--list-options")
     assert "mps3-an547" in said
-    assert said.endswith("without options: host\n")
+    assert said.endswith("without options: host, wasm\n")
 
 
 def test_doctor_finds_what_this_machine_has() -> None:

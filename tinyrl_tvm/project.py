@@ -99,6 +99,20 @@ PLATFORMS = {
             ),
             options=(Option("board", tuple(BOARDS), "mps3-an547", "the board to build for"),),
         ),
+        Platform(
+            "wasm",
+            "a WebAssembly module for browsers and node, and a program that replays the test vectors in node",
+            tools=("make", "clang", "wasm-ld"),
+            products=("out/policy.wasm", "out/replay.wasm"),
+            borrows=(
+                "src/console.c",
+                "src/console.h",
+                "src/replay.c",
+                "src/replay.h",
+                "src/vectors.c.jinja",
+                "src/vectors.h.jinja",
+            ),
+        ),
     )
 }
 

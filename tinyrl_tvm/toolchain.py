@@ -21,7 +21,7 @@ UNWANTED_VARIABLES = ("CFLAGS", "CPPFLAGS", "LDFLAGS", "OPTIMIZE", "WARNINGS", "
 @dataclass(frozen=True)
 class Tool:
     """`programs` are tried in order; `packages` are Debian's. `library` is a file that a compiler must find: Debian
-    packs it apart. What is optional only our own tests need."""
+    packs it apart. What is optional only some platforms, or our own tests, need."""
 
     name: str
     programs: tuple[str, ...]
@@ -58,7 +58,15 @@ TOOLS = {
         ),
         Tool("qemu-system-arm", ("qemu-system-arm",), ("qemu-system-arm",), "emulates an Arm Cortex-M board"),
         Tool("cmake", ("cmake",), ("cmake",), "builds a project, when make should not", optional=True),
-        Tool("clang", ("clang", "clang-19", "clang-14"), ("clang",), "checks the C we emit", optional=True),
+        Tool(
+            "clang",
+            ("clang", "clang-19", "clang-14"),
+            ("clang",),
+            "compiles a policy for WebAssembly, and checks the C we emit",
+            optional=True,
+        ),
+        Tool("wasm-ld", ("wasm-ld",), ("lld",), "links a policy for WebAssembly", optional=True),
+        Tool("node", ("node", "nodejs"), ("nodejs",), "runs a policy in WebAssembly", optional=True),
     )
 }
 
