@@ -905,7 +905,7 @@ def test_doctor_says_the_one_line_that_installs_the_rest(tmp_path: Path, monkeyp
     assert result.exit_code == 1
     assert result.stdout.endswith(
         f"missing; install it: {apt} gcc libc6-dev gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm\n"
-        f"optional; install it: {apt} cmake clang\n"
+        f"optional; install it: {apt} cmake clang lld nodejs\n"
     )
     answer = json.loads(tinyrl("doctor", "--json").stdout)
     assert not answer["ok"]
