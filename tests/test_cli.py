@@ -626,7 +626,9 @@ def test_an_unknown_board_or_platform_is_answered_with_a_guess(tmp_path: Path, p
         tmp_path,
     )
     assert_refused(
-        (*create, "bare-metal"), "no platform 'bare-metal'; have: baremetal, host, wasm. Did you mean 'baremetal'?", tmp_path
+        (*create, "bare-metal"),
+        "no platform 'bare-metal'; have: baremetal, host, wasm. Did you mean 'baremetal'?",
+        tmp_path,
     )
 
 

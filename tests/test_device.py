@@ -321,7 +321,9 @@ def test_a_fault_on_the_users_observation_is_told(tmp_path: Path) -> None:
 
 def test_a_firmware_that_leaves_early_is_told(tmp_path: Path) -> None:
     library = crashing("void semihosting_exit(int); semihosting_exit(0);", condition="obs[0] > 1.0f")
-    with pytest.raises(TinyrlError, match=r"'.*project/out/firmware.elf' stopped early on mps3-an547: answer \d+ status 0"):
+    with pytest.raises(
+        TinyrlError, match=r"'.*project/out/firmware.elf' stopped early on mps3-an547: answer \d+ status 0"
+    ):
         qemu.run(built(library, tmp_path))
 
 
