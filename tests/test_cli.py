@@ -414,7 +414,7 @@ def test_an_unknown_target_is_answered_with_a_guess(tmp_path: Path) -> None:
 def test_a_missing_target_is_answered_with_the_list() -> None:
     result = tinyrl("compile", P1)
     assert result.exit_code == 2
-    assert result.stderr.endswith("Error: no --target; have: cortex-m55, host\n")
+    assert result.stderr.endswith("Error: no --target; have: cortex-m55, host, wasm32, portable\n")
 
 
 MODELS = {
