@@ -7,6 +7,9 @@
 Why: a compiler vectorises an inner loop of constant length whose sums are integers, or whose lanes are independent. A
 float dot product it must leave alone, and products of bytes it multiplies in 32 bits; 16-bit products summed in pairs are
 what SSE2 (`pmaddwd`) and wasm (`i32x4.dot_i16x8_s`) have an instruction for.
+
+Why C for wasm too: kernels of TVM's own LLVM 22 with the same instruction, four rows at a time, ran 1 to 4 % faster in
+node 20 (a layer of 64x64 181 ns for 187, of 256x256 2.36 us for 2.45), and would be a second text beside the C.
 """
 
 from __future__ import annotations
