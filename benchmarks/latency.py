@@ -4,7 +4,7 @@
     policies    P1 4-64-64-2 ReLU, P2 3-64-64-1 tanh, P3 24-256-256-4 ReLU; the trained cartpole and pendulum
     boards      instructions per whole inference under QEMU, flash, RAM and stack; beside them, in the same run, the
                 portable C of the same policy built by GCC -O3 for the same core. int8 everywhere, float32 where it fits
-    host        nanoseconds per inference of the portable C, median and spread; beside them ONNX Runtime's
+    host        nanoseconds per inference of the C for this machine, median and spread; beside them ONNX Runtime's
 
 QEMU counts instructions, not time. Flash and RAM are the firmware's less the same firmware without the inference.
 """
@@ -162,7 +162,7 @@ def measure_on(board: str, name: str, precision: str, folder: Path, run: Emulate
     case = f"{board}_{name}_{precision}"
     said = qemu.run(built(made.library, folder / case, board), emulate=run).to_json()
     portable = qemu.run(
-        built(compiled(name, precision, "host").library, folder / f"{case}_c", board), emulate=run
+        built(compiled(name, precision, "portable").library, folder / f"{case}_c", board), emulate=run
     ).to_json()
     least = greatest = None
     if board == DETAILED and precision == "int8":  # a hundred thousand inferences: minutes, of a large float policy

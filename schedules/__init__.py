@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from tvm import ir
 from tvm.s_tir import Schedule
 
-from schedules import dsp, mve, portable, scalar, thumb1
+from schedules import dsp, mve, portable, scalar, simd, thumb1
 from schedules.kernels import Kernel, Layout, Parameter
 from schedules.knobs import Choices, Rule, defaults
 
@@ -24,6 +24,8 @@ RULES: dict[str, dict[type, Rule]] = {
     "scalar": scalar.CORTEX_M3.rules,
     "thumb1": thumb1.CORTEX_M0.rules,
     "rv32": scalar.RV32.rules,
+    "simd": simd.RULES,
+    "wasm": simd.WASM_RULES,
 }
 
 

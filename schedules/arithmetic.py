@@ -20,6 +20,16 @@ def doubling_high_multiply(value: Any, multiplier: Any) -> Any:
     return T.Cast("int32", T.shift_right(product + T.int64(1 << 30), T.int64(31)))
 
 
+def doubling_high_multiply_unsigned(value: Any, multiplier: Any) -> Any:
+    """The same number, by a product of unsigned numbers, for vectors that have no other.
+
+    value * m = (value + 2^31) * m - 2^31 * m,  and what is taken off is m after the shift
+    """
+    unsigned = T.Cast("uint32", multiplier)
+    product = T.Cast("uint64", T.bitwise_xor(T.Cast("uint32", value), T.uint32(1 << 31))) * T.Cast("uint64", unsigned)
+    return T.Cast("int32", T.Cast("uint32", T.shift_right(product + T.uint64(1 << 30), T.uint64(31))) - unsigned)
+
+
 def rounding_shift_right(value: Any, shift: int) -> Any:
     """(value + 2^(shift-1)) >> shift: ties up."""
     if shift == 0:

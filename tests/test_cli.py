@@ -182,9 +182,9 @@ def test_dump_code_writes_every_stage_beside_the_library(tmp_path: Path) -> None
     assert "vmla" in Path("p1.tar.asm").read_text()
 
 
-def test_dump_code_says_that_a_portable_library_has_no_assembly() -> None:
+def test_dump_code_says_that_a_library_of_c_has_no_assembly() -> None:
     said = done("compile", P1, "--target", "host", "--dump-code", "asm")
-    assert "asm: 'P1.tar.asm', empty: this target has portable C alone\n" in said
+    assert "asm: 'P1.tar.asm', empty: this target has C alone\n" in said
 
 
 def test_a_project_is_built_when_it_is_run_the_first_time(p1: Path) -> None:
@@ -627,7 +627,9 @@ def test_an_unknown_board_or_platform_is_answered_with_a_guess(tmp_path: Path, p
         tmp_path,
     )
     assert_refused(
-        (*create, "bare-metal"), "no platform 'bare-metal'; have: baremetal, host. Did you mean 'baremetal'?", tmp_path
+        (*create, "bare-metal"),
+        "no platform 'bare-metal'; have: baremetal, host, wasm. Did you mean 'baremetal'?",
+        tmp_path,
     )
 
 
@@ -887,7 +889,7 @@ def test_targets_lists_cores_and_boards() -> None:
 def test_list_options_names_every_option_without_asking_for_a_project() -> None:
     said = done("micro", "create", "--list-options")
     assert "mps3-an547" in said
-    assert said.endswith("without options: host\n")
+    assert said.endswith("without options: host, wasm\n")
 
 
 def test_doctor_finds_what_this_machine_has() -> None:
@@ -907,7 +909,7 @@ def test_doctor_says_the_one_line_that_installs_the_rest(tmp_path: Path, monkeyp
     assert result.stdout.endswith(
         f"missing; install it: {apt} gcc libc6-dev gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm\n"
         f"optional; install it: {apt} gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc cmake clang"
-        " llvm-19\n"
+        " lld nodejs llvm-19\n"
     )
     answer = json.loads(tinyrl("doctor", "--json").stdout)
     assert not answer["ok"]

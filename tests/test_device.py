@@ -39,7 +39,11 @@ def on_qemu(library: ModelLibrary, folder: Path, observations: np.ndarray | None
     return micro.run(built(library, folder), observations)
 
 
-DEVICES = {"host": on_host, "host project": on_host_project, "qemu": on_qemu}
+def on_node(library: ModelLibrary, folder: Path, observations: np.ndarray | None = None) -> Measurement:
+    return micro.run(built(library, folder, "wasm"), observations)
+
+
+DEVICES = {"host": on_host, "host project": on_host_project, "qemu": on_qemu, "node": on_node}
 on_every_device = pytest.mark.parametrize("run", DEVICES.values(), ids=DEVICES)
 with_every_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 
@@ -341,7 +345,7 @@ def test_no_compiler_for_the_host_comes_with_the_line_that_installs_it(
         host.run(POLICIES["cartpole"]())
 
 
-@pytest.mark.parametrize("platform", ["host", "baremetal"])
+@pytest.mark.parametrize("platform", ["host", "baremetal", "wasm"])
 def test_a_project_that_was_not_built_is_not_run(platform: str, tmp_path: Path) -> None:
     project = create(POLICIES["cartpole"](), tmp_path / "project", platform)
     with pytest.raises(TinyrlError, match=r"is not built; run 'tinyrl-tvm micro build"):

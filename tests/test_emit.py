@@ -49,7 +49,9 @@ KINDS: dict[str, tuple[tuple[int, ...], dict[str, Any], str, str]] = {
     ),
     "float32": ((6, 17, 16, 5), {"activation": "Tanh", "head": squashed()}, "float32", "cortex-m55"),
     "float32_joined": ((5, 9, 12), {"inputs": {"a": (1,), "b": (4,)}, "head": arg_max}, "float32", "cortex-m55"),
-    "portable": ((6, 17, 16, 5), {"activation": "Tanh", "head": clipped(-1, 1)}, "int8", "host"),
+    "portable": ((6, 17, 16, 5), {"activation": "Tanh", "head": clipped(-1, 1)}, "int8", "portable"),
+    "host": ((20, 33, 16, 5), {"activation": ["Relu", "Tanh"], "head": clipped(-1, 1)}, "int8", "host"),
+    "host_float32": ((20, 33, 16, 5), {"activation": ["Relu", "Tanh"], "head": squashed()}, "float32", "host"),
 }
 ARM_INCLUDES = "/usr/lib/arm-none-eabi/include"  # Debian's newlib; clang has no headers of its own for bare metal
 HELIUM = ("-mcpu=cortex-m55", "-mthumb", "-mfloat-abi=hard")
@@ -240,7 +242,7 @@ def test_macros_move_parameters_and_workspace(tmp_path: Path) -> None:
 # ---- assembly ----
 
 
-@pytest.mark.parametrize("kind", [name for name in KINDS if name != "portable"])
+@pytest.mark.parametrize("kind", [name for name, (*_, target) in KINDS.items() if target == "cortex-m55"])
 def test_assembly_is_instructions_and_nothing_else(kind: str, tmp_path: Path) -> None:
     """No debug sections, no unwind tables, none of TVM's half-precision helpers; each kernel in a section of its own."""
     (source,) = (path for path in unpack(library_of(kind), tmp_path) if path.suffix == ".S")

@@ -21,7 +21,9 @@ from onnx import helper, numpy_helper
 from tvm import relax
 
 from tinyrl_tvm.errors import TinyrlError, UnsupportedOp
-from tinyrl_tvm.frontends.onnx import MAX_MODEL_BYTES, OPSETS, SUPPORTED_OPS, load
+from tinyrl_tvm.frontends.onnx import load
+from tinyrl_tvm.frontends.onnx.file import MAX_MODEL_BYTES, OPSETS
+from tinyrl_tvm.frontends.onnx.operators import SUPPORTED_OPS
 from tinyrl_tvm.policy import Policy, TensorSpec, c_names
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -653,7 +655,7 @@ def test_truncated_external_data_is_said_to_be_so(tmp_path: Path) -> None:
 def test_external_data_cannot_be_claimed_many_times_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = (FIXTURES / "sac_external_dynamo.onnx.data").read_bytes()
     (tmp_path / "w.bin").write_bytes(content)
-    monkeypatch.setattr("tinyrl_tvm.frontends.onnx.MAX_MODEL_BYTES", 2**20 - 1)
+    monkeypatch.setattr("tinyrl_tvm.frontends.onnx.file.MAX_MODEL_BYTES", 2**20 - 1)
     path = external(tmp_path, "w.bin")
     model = onnx.load(path, load_external_data=False)
     model.graph.initializer.extend(list(model.graph.initializer) * (2**20 // len(content) + 1))

@@ -185,9 +185,10 @@ def test_every_stage_can_be_read(tmp_path: Path) -> None:
     assert stages["tir"].count("# ---- mve") == stages["tir"].count("# ---- portable") == 4
     assert "int policy_predict(" in stages["c"]
     assert "vmlava" in stages["asm"]
-    portable = compiled(tmp_path, calibration=rows_in(tmp_path), target="host").stages
-    assert portable["asm"] == ""
-    assert "mve" not in portable["tir"]
+    for target, family in (("portable", "portable"), ("host", "simd")):
+        printed = compiled(tmp_path, calibration=rows_in(tmp_path), target=target).stages
+        assert printed["asm"] == ""
+        assert set(re.findall("^# ---- (.*)$", printed["tir"], re.MULTILINE)) == {family}
 
 
 def test_a_library_knows_its_policy_and_not_its_folder(tmp_path: Path) -> None:

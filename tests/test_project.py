@@ -221,7 +221,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
 
 def test_an_unknown_platform_is_refused_with_a_guess(tmp_path: Path) -> None:
     with pytest.raises(
-        TinyrlError, match=r"no platform 'bare-metal'; have: baremetal, host. Did you mean 'baremetal'\?"
+        TinyrlError, match=r"no platform 'bare-metal'; have: baremetal, host, wasm. Did you mean 'baremetal'\?"
     ):
         create(cartpole(), tmp_path / "project", "bare-metal")
 
@@ -246,7 +246,7 @@ def test_every_option_has_a_default_among_its_choices() -> None:
 
 
 def test_a_library_for_another_core_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TARGETS, "cortex-m4", Target("cortex-m4", "Arm Cortex-M4", kernels="dsp"))
+    monkeypatch.setitem(TARGETS, "cortex-m4", Target("cortex-m4", "Arm Cortex-M4", kernels="dsp", guard="1"))
     with pytest.raises(TinyrlError, match=r"compiled for 'cortex-m4', the board 'mps3-an547' has a 'cortex-m55'"):
         create(cartpole(target="cortex-m4"), tmp_path / "project", "baremetal")
 

@@ -400,7 +400,7 @@ def test_no_step_is_undefined_and_no_read_outside(exercised, compiler: str, tmp_
 
 
 def test_the_portable_layout_answers_the_same(exercised, tmp_path: Path) -> None:
-    """--target host lays the weights out in natural order; the law is the same."""
+    """--target portable lays the weights out in natural order; the law is the same."""
     vectors = exercised.vectors()
     rng = np.random.default_rng(9)
     kernels = [
@@ -408,6 +408,6 @@ def test_the_portable_layout_answers_the_same(exercised, tmp_path: Path) -> None
         adversarial(6, 0, -128, 127, n_in=17, n_out=64, table=True),
         head_of(k.ArgMax((20, 13)), rng.integers(-99, 99, 33), 64),
     ]
-    library = library_of(kernels, vectors["observations"], target="host")
+    library = library_of(kernels, vectors["observations"], target="portable")
     assert host.run(library).parity == "PASS"
     assert "PARITY PASS" in replay(library, tmp_path, "clang", "-O1", *SANITIZERS)

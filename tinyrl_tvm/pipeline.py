@@ -253,7 +253,8 @@ def _relax_stages(policy: Policy, simple: IRModule, graph: IRModule, lowered: IR
 
 def _stages(program: Program, library: ModelLibrary) -> dict[str, str]:
     """The TIR of every kernel, and the sources as printed."""
-    families = ("portable", program.target.kernels) if program.guard else ("portable",)
+    kernels = program.target.kernels
+    families = ("portable", kernels) if program.guard else ("portable" if program.target.guard else kernels,)
     steps, _ = program.plan
     tir = [f"# ---- {f}\n{s.placed.module(f, s.function).script()}\n" for s in steps for f in families]
     sources = {path: data.decode() for path, data in library.files.items() if path.startswith("codegen/")}

@@ -90,6 +90,20 @@ PLATFORMS = {
             ),
             options=(Option("board", tuple(BOARDS), "mps3-an547", "the board to build for"),),
         ),
+        Platform(
+            "wasm",
+            "a WebAssembly module for browsers and node, and a program that replays the test vectors in node",
+            tools=("make", "clang", "wasm-ld"),
+            products=("out/policy.wasm", "out/replay.wasm"),
+            borrows=(
+                "src/console.c",
+                "src/console.h",
+                "src/replay.c",
+                "src/replay.h",
+                "src/vectors.c.jinja",
+                "src/vectors.h.jinja",
+            ),
+        ),
     )
 }
 
@@ -230,7 +244,7 @@ def _refuse_to_overwrite(folder: Path, force: bool) -> None:
 def _project_files(library: ModelLibrary, platform: str, options: Mapping[str, str]) -> dict[str, bytes]:
     interface = Interface.of(library)
     board = board_named(options["board"]) if "board" in options else None
-    if board and interface.target != board.target and TARGETS[interface.target].kernels != "portable":
+    if board and interface.target != board.target and TARGETS[interface.target].guard is not None:
         raise TinyrlError(
             f"the library is compiled for '{interface.target}', the board '{board.name}' has a '{board.target}'; "
             f"compile the policy with --target {board.target}"

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class Target:
     """A core: how TVM's LLVM is told of it, and how a stock C compiler is.
 
-    `kernels` names the schedule rules in `schedules.RULES`; "portable" has none, so the C twin is the only code.
-    `guard` is the preprocessor condition under which the target's own kernels take the place of the C twin; those of
-    int8 policies alone where a core has no `float_unit`: the C twin does as well there, and needs no libm.
+    `kernels` names the schedule rules in `schedules.RULES`; what they give is printed as assembly under `guard`, the
+    preprocessor condition for which it takes the place of the C twin; without a guard they are printed as C. Assembly is
+    for int8 policies alone where a core has no `float_unit`: the C twin does as well there, and needs no libm.
     A triple in `llvm` has all four parts: of three LLVM takes "eabi" for the system, and then calls soft floats by
     names that libgcc does not have for Armv6-M.
     """
@@ -210,7 +210,9 @@ TARGETS = {
                 "vector-width": 32,
             },
         ),
-        Target("host", "portable C99 for this machine, or for any core with a C compiler", kernels="portable"),
+        Target("host", "C99 laid out so that a C compiler finds this machine's vectors", kernels="simd"),
+        Target("wasm32", "WebAssembly with SIMD (simd128): C99 for clang, runs on any core", kernels="wasm"),
+        Target("portable", "portable C99 for any core with a C compiler, one output at a time", kernels="portable"),
     )
 }
 

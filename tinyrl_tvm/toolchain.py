@@ -21,8 +21,8 @@ UNWANTED_VARIABLES = ("CFLAGS", "CPPFLAGS", "LDFLAGS", "OPTIMIZE", "WARNINGS", "
 @dataclass(frozen=True)
 class Tool:
     """`programs` are tried in order; `packages` are Debian's. `library` is a file that a compiler must find: Debian
-    packs it apart. `machine` begins the prefix of a cross compiler. What is optional only some boards or our own tests
-    need."""
+    packs it apart. `machine` begins the prefix of a cross compiler. What is optional only some platforms or boards, or our
+    own tests, need."""
 
     name: str
     programs: tuple[str, ...]
@@ -77,7 +77,15 @@ TOOLS = {
             optional=True,
         ),
         Tool("cmake", ("cmake",), ("cmake",), "builds a project, when make should not", optional=True),
-        Tool("clang", ("clang", "clang-19", "clang-14"), ("clang",), "checks the C we emit", optional=True),
+        Tool(
+            "clang",
+            ("clang", "clang-19", "clang-14"),
+            ("clang",),
+            "compiles a policy for WebAssembly, and checks the C we emit",
+            optional=True,
+        ),
+        Tool("wasm-ld", ("wasm-ld",), ("lld",), "links a policy for WebAssembly", optional=True),
+        Tool("node", ("node", "nodejs"), ("nodejs",), "runs a policy in WebAssembly", optional=True),
         Tool("llvm-mca", ("llvm-mca-19", "llvm-mca"), ("llvm-19",), "estimates cycles of a trace", optional=True),
     )
 }

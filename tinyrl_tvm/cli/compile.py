@@ -177,6 +177,6 @@ def _say(answer: dict[str, Any], dumps: dict[str, Path], changes: tuple[Change, 
     say(f"precision: {answer['precision']} ({reason})")
     say(f"parameters: {answer['parameter_bytes']:,} B, workspace: {answer['workspace_bytes']:,} B")
     for stage, path in dumps.items():
-        empty = "" if path.stat().st_size else ", empty: this target has portable C alone"
+        empty = "" if path.stat().st_size else ", empty: this target has C alone"
         say(f"{stage}: '{path}'{empty}")
     say(f"wrote '{answer['library']}' ({answer['library_bytes']:,} B), module '{answer['module']}'")

@@ -75,7 +75,7 @@ def micro_verb() -> None:
     help="List the options of every platform.",
 )
 def create_verb(folder: Path, library: Path, platform: str, force: bool, options: tuple[tuple[str, str], ...]) -> None:
-    """Write a project for PLATFORM, host or baremetal, to the new folder DIR.
+    """Write a project for PLATFORM, host, baremetal or wasm, to the new folder DIR.
 
     The folder builds with plain `make` or CMake, also where tinyrl-tvm is not installed.
     """
@@ -97,7 +97,7 @@ def build_verb(folder: Path, as_json: bool) -> None:
     Flash and RAM are those of the policy: the firmware minus the same firmware without the call of the policy.
 
     \b
-    --json: project, platform, options {}, products [], flash_bytes, ram_bytes; both null on the platform host
+    --json: project, platform, options {}, products [], flash_bytes, ram_bytes; both null on the platforms host and wasm
     """
     from tinyrl_tvm import project as projects
     from tinyrl_tvm.device.elf import cost_of_policy

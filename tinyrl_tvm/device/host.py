@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a policy on this machine: the library's portable C, compiled as a shared library and called through ctypes.
+"""Run a policy on this machine: the library's C, compiled as a shared library and called through ctypes.
 
 What the C answers here it answers on every device: the kernels are exact, or state their order of accumulation.
 """

@@ -45,6 +45,7 @@ def print_library(program: Program) -> dict[str, bytes]:
         "kernels": kernels,
         "uses_lookup": any("tinyrl_lookup" in kernel["definition"] for kernel in kernels),
         "uses": [name for name in lower.IN_C if any(f"{name}(" in kernel["definition"] for kernel in kernels)],
+        "uses_dots": any("tinyrl_dots" in kernel["definition"] for kernel in kernels),
         "parameters": [text for index, step in enumerate(steps) for text in _parameters(index, step.placed)],
         "copies": _copies(program) if program.gathers else [],
         "calls": [_call(index, step, program) for index, step in enumerate(steps)],
@@ -118,7 +119,9 @@ def _copies(program: Program) -> list[dict[str, Any]]:
 
 def _kernel(step: Step, program: Program) -> dict[str, str]:
     prototype = _prototype(step)
-    definition = _definition(lower.c_source(step.placed.module("portable", step.function)), step.function, prototype)
+    # beside assembly the C is a twin for every other core; where it is all there is, it is what the rules were made for
+    family = "portable" if program.target.guard else step.placed.family
+    definition = _definition(lower.c_source(step.placed.module(family, step.function)), step.function, prototype)
     kernel = {"summary": step.placed.summary, "prototype": prototype, "definition": definition, "assembly": ""}
     if program.guard:
         module = step.placed.module(step.placed.family, step.function)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readers of policy files, one a format; each is `load(path) -> Policy`."""
+"""Readers of policy files, a module or a folder a format; each is `load(path) -> Policy`."""
