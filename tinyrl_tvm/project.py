@@ -59,11 +59,12 @@ class Option:
 @dataclass(frozen=True)
 class Platform:
     """A way to build a project. `borrows` are files of the host's template that the platform shares;
-    `products` are what `make` leaves behind."""
+    `products` are what `make` leaves behind. `tools` build it where no board says which, the compiler first."""
 
     name: str
     summary: str
     products: tuple[str, ...]
+    tools: tuple[str, ...] = ("cc",)
     borrows: tuple[str, ...] = ()
     options: tuple[Option, ...] = ()
 
@@ -93,8 +94,8 @@ PLATFORMS = {
         Platform(
             "wasm",
             "a WebAssembly module for browsers and node, and a program that replays the test vectors in node",
-            tools=("make", "clang", "wasm-ld"),
             products=("out/policy.wasm", "out/replay.wasm"),
+            tools=("clang", "wasm-ld"),
             borrows=(
                 "src/console.c",
                 "src/console.h",
@@ -127,9 +128,9 @@ class Project:
         return board_named(self.options["board"]) if "board" in self.options else None
 
     @property
-    def compiler(self) -> str:
-        """Its name in `toolchain.TOOLS`."""
-        return self.board.architecture.compiler if self.board else "cc"
+    def tools(self) -> tuple[str, ...]:
+        """What builds it, by names in `toolchain.TOOLS`, the compiler first."""
+        return (self.board.architecture.compiler,) if self.board else PLATFORMS[self.platform].tools
 
 
 @dataclass(frozen=True)
@@ -195,9 +196,10 @@ def load(folder: Path) -> Project:
 def build(project: Project) -> BuiltProject:
     """Run the project's own Makefile. Two builds of one folder wait for each other."""
     make = toolchain.find("make")
-    toolchain.find(project.compiler)
+    for tool in project.tools:
+        toolchain.find(tool)
     command: list[str | Path] = [make, "--no-print-directory", f"-j{os.cpu_count() or 1}", "all"]
-    environment = toolchain.build_environment(project.compiler)
+    environment = toolchain.build_environment(project.tools[0])
     with _one_build_at_a_time(project.folder):
         made = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
     if made.returncode != 0:
