@@ -140,7 +140,6 @@ WASM = ("clang", "--target=wasm32", "-O3", "-msimd128")
         (library_of_all, X86_64, ["pmuludq", "pmaddwd"]),
         (float_library, (*X86_64, "-march=x86-64-v3"), [r"vfn?madd\w*ps"]),
         (library_of_all, AARCH64, ["(smlal2?|mla).*4s", "um(ul|la)l2?.*2d"]),
-        (float_library, AARCH64, ["fmla.*4s"]),
         (library_of_all, WASM, [r"i32x4\.dot_i16x8_s", r"i64x2\.mul"]),
     ],
 )
