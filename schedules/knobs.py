@@ -12,6 +12,9 @@ from tvm.s_tir import Schedule
 
 from schedules.kernels import Layout
 
+# The annotation of a loop that LLVM must not write out whole.
+ROLLED = "tinyrl.rolled"
+
 # A knob's setting: small numbers, so that a record of them is JSON and can be checked.
 Choices = Mapping[str, int]
 Knobs = Mapping[str, tuple[int, ...]]

@@ -20,7 +20,7 @@ from tvm.script.ir_builder import tirx as T
 from schedules import mve_float, portable
 from schedules import mve_intrinsics as mve
 from schedules.kernels import ArgMax, Clamp, DenseCodes, DenseFloat, DenseHead, Layout, Quantize
-from schedules.knobs import Choices, Knobs, Rule
+from schedules.knobs import ROLLED, Choices, Knobs, Rule
 
 # A vector load reaches 508 bytes before and behind its pointer, so one pointer covers a window of 1,024 bytes.
 REACH_BYTES = 508
@@ -28,6 +28,8 @@ REACH_BYTES = 508
 RESIDENT_CHUNKS = 4
 # Chunks of a streamed layer's eight outputs that fill a window.
 STREAMED_CHUNKS = 8
+# Blocks of a wide layer in one iteration: a loop costs instructions, its unrolling flash.
+BLOCKS_AT_ONCE = 2
 # The dot product accumulates in even core registers, of which eight exist.
 HEAD_LANES = 8
 
@@ -79,7 +81,7 @@ def _middle(window_bytes: int) -> int:
 
 def schedule_observation(schedule: Schedule, kernel: Quantize, layout: Layout, _: Choices) -> None:
     (i,) = schedule.get_loops(schedule.get_sblock("quantize"))
-    if layout.lanes % 4 == 0:
+    if layout.lanes > 1:  # the last vector is cut short by a mask
         _outer, lanes = schedule.split(i, [None, 4])
         schedule.vectorize(lanes)
 
@@ -92,6 +94,10 @@ def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout,
         schedule.reorder(block, odd, pair, chunk, k, lane)
         first, scale_at, dots, unrolled = chunk, pair, None, (odd, pair, chunk, k)
         schedule.vectorize(lane)
+        if layout.blocks > BLOCKS_AT_ONCE:
+            rolled, block = schedule.split(block, [None, _divisor(layout.blocks, BLOCKS_AT_ONCE)])
+            schedule.annotate(rolled, ROLLED, 1)
+            unrolled = (block, *unrolled)
     elif not layout.joint:
         schedule.reorder(block, odd, pair, chunk, lane, k)
         first, scale_at, dots, unrolled = chunk, pair, lane, (odd, pair, chunk)

@@ -35,8 +35,9 @@ def _build(module: ir.IRModule, target: Target, alignment: int) -> Any:
     import tvm
 
     _round_as_described()
-    lowered = _passes(target)(module)
-    functions = {var.name_hint: _with_pointers(f, alignment) for var, f in lowered.functions_items()}
+    with tvm.transform.PassContext(config={"tirx.enable_buffer_level_predication": target.kind.name == "llvm"}):
+        lowered = _passes(target)(module)
+    functions = {var.name_hint: _with_pointers(_rolled(f), alignment) for var, f in lowered.functions_items()}
     return tvm.get_global_func(f"target.build.{target.kind.name}")(tvm.IRModule(functions), target)
 
 
@@ -104,6 +105,25 @@ def _passes(target: Target) -> Any:
             t.LowerIntrin(),
         ]
     )
+
+
+def _rolled(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Hide from LLVM how often the loops go round that a schedule marked: it would write a short one out whole.
+
+    Why not LLVM's own means: TVM passes no metadata of loops on, and the options of its unroller have no effect.
+    """
+    import tvm_ffi
+    from tvm import tirx
+
+    from schedules.mve_intrinsics import opaque
+    from schedules.knobs import ROLLED
+
+    def hide(loop: tirx.For) -> Any:
+        if ROLLED not in loop.annotations:
+            return loop
+        return tirx.For(loop.loop_var, loop.min, opaque(loop.extent), loop.kind, loop.body)
+
+    return function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, hide)))
 
 
 def _with_pointers(function: tirx.PrimFunc, alignment: int) -> tirx.PrimFunc:
