@@ -223,7 +223,9 @@ class _Writer:
         function, behind = layer.function, self.behind[layer.function.result]
         step = scale / np.reshape(codes.scale, (-1, 1))
         weight = np.rint(layer.weight / step) * step
-        values = (self.into[function.result].rows @ weight + layer.bias) / output.scale
+        far = _far_zero(codes.zero_point, len(weight)) * codes.scale
+        values = (self.into[function.result].rows + far) @ weight - far @ layer.weight + layer.bias
+        values = values / output.scale
         low, high = (0, 255) if output.zero_point == -128 else (-128, 127)
         values = np.clip(np.rint(values), low, high) * output.scale
         if low and function.body:
@@ -319,11 +321,10 @@ class _Writer:
     def accumulate(self, codes: _Codes, weight: np.ndarray, bias: np.ndarray, scale: Any, dtype: str = "int8") -> Var:
         """weight (n_in, n_out) a code and bias, at `scale` an output -> int32 accumulators."""
         integers = np.rint(weight / scale)
-        zero_point = np.broadcast_to(codes.zero_point, len(weight))
         # what the zero point adds is taken off in the rounded weights it is added in; but where zero is no code, every
         # code is as far from it, and the error of the rounding would be as many times larger
-        code = np.where(np.abs(zero_point) <= 128, zero_point, 0.0)
-        offset = code @ integers + np.rint((zero_point - code) @ weight / scale)
+        far = _far_zero(codes.zero_point, len(weight))
+        offset = (np.broadcast_to(codes.zero_point, len(far)) - far) @ integers + np.rint(far @ weight / scale)
         product = self.emit(op.matmul(codes.var, relax.const(integers.astype(dtype)), out_dtype="int32"))
         return self.emit(op.add(product, relax.const((np.rint(bias / scale) - offset).astype(np.int32))))
 
@@ -352,6 +353,12 @@ def _expr(arg: Any) -> relax.Expr:
 
 def _scalar(value: float) -> relax.Expr:
     return relax.const(np.float32(value))
+
+
+def _far_zero(zero_point: np.ndarray, n: int) -> np.ndarray:
+    """Zero points (n,) that are no code of their own feature; 0 for the others."""
+    points: np.ndarray = np.broadcast_to(zero_point, n)
+    return np.where(np.abs(points) > 128, points, 0.0)
 
 
 def _is_relu(function: Function) -> bool:
@@ -410,7 +417,7 @@ def _relu_scale(before: _Seen, seen: _Seen, behind: Sequence[Layer]) -> np.ndarr
     # a unit that seldom fires was seen at less than it will reach
     likely = before.rows.mean(0) + LIKELY_DEVIATIONS * before.rows.std(0)
     high = np.maximum(seen.high, np.minimum(likely, seen.high.max()))
-    high = np.where(high > 0, high, max(float(seen.high.max()), 0.0) or 1.0)
+    high = np.where(seen.high > 0, high, max(float(seen.high.max()), 0.0) or 1.0)
     exact = _outputs(seen.rows, behind)
     best, least = high / 255, np.inf
     for own in (1.0, 0.75, 0.5, 0.25, 0.0):

@@ -239,6 +239,8 @@ class DenseCodes:
     def describe(self, layout: Layout) -> tirx.PrimFunc:
         blocks, odd, pair, lanes = layout.group
         chunks, chunk = layout.chunks, layout.chunk
+        # a dot product starts at zero: from elsewhere it could not be matched
+        from_bias = self.wide and chunk == 1
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name("dense_codes")
             T.func_attr({"tirx.noalias": True})
@@ -253,15 +255,15 @@ class DenseCodes:
             scaled = IRBuilder.name("scaled", T.sblock_alloc_buffer(layout.group, "int32"))
             with T.grid(*layout.group, chunks, chunk) as loops, T.sblock("accumulate"):
                 b, o, p, l, c, k = T.axis.remap("SSSSRR", _named("boplck", loops))
-                with T.init():  # a dot product starts at zero: it could not be matched else
-                    T.buffer_store(acc, requant[b, o, p, 0, l] if self.wide else T.int32(0), [b, o, p, l])
+                with T.init():
+                    T.buffer_store(acc, requant[b, o, p, 0, l] if from_bias else T.int32(0), [b, o, p, l])
                 place = [b, o, *((c, p) if layout.joint else (p, c)), l, k]
                 product = _int32(x, [c, k]) * _int32(weight, place)
                 T.buffer_store(acc, acc[b, o, p, l] + product, [b, o, p, l])
             with T.grid(*layout.group) as loops, T.sblock("scale"):
                 b, o, p, l = T.axis.remap("SSSS", _named("bopl", loops))
                 total = acc[b, o, p, l]
-                value = total if self.wide else self.scale(total, lambda j: requant[b, o, p, j, l])
+                value = total if from_bias else self.scale(total, lambda j: requant[b, o, p, j, l])
                 T.buffer_store(scaled, value, [b, o, p, l])
             with T.grid(*layout.group) as loops, T.sblock("narrow"):
                 b, o, p, l = T.axis.remap("SSSS", _named("bopl", loops))

@@ -115,8 +115,8 @@ def _rolled(function: tirx.PrimFunc) -> tirx.PrimFunc:
     import tvm_ffi
     from tvm import tirx
 
-    from schedules.mve_intrinsics import opaque
     from schedules.knobs import ROLLED
+    from schedules.mve_intrinsics import opaque
 
     def hide(loop: tirx.For) -> Any:
         if ROLLED not in loop.annotations:
