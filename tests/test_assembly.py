@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,11 +73,16 @@ def assembled(command: Sequence[str | Path], text: str, folder: Path) -> ELFFile
         [*command, "-Werror", "-c", "f.S", "-o", "f.o"], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    return ELFFile((folder / "f.o").open("rb"))
+    return ELFFile(io.BytesIO((folder / "f.o").read_bytes()))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("core", CORES)
+# without a float unit a core has no assembly of floats: LLVM would call fmaf
+KERNELS_OF_CORES = [
+    (core, kernel) for core in CORES for kernel in KERNELS if TARGETS[core].float_unit or not kernel.endswith("float")
+]
+
+
+@pytest.mark.parametrize(("core", "kernel"), KERNELS_OF_CORES)
 def test_a_kernel_assembles_and_needs_the_compilers_runtime_alone(core: str, kernel: str, tmp_path: Path) -> None:
     sizes = []
     for name in ASSEMBLERS:
@@ -89,7 +95,6 @@ def test_a_kernel_assembles_and_needs_the_compilers_runtime_alone(core: str, ker
         loaded = {s.name for s in elf.iter_sections() if s["sh_flags"] & 2 and s["sh_size"]}
         assert loaded <= {".text.f", ".rodata.f"}
         sizes.append(function["st_size"])
-        elf.stream.close()
     assert sizes[0] == sizes[1]  # of two encodings of the same length they may choose either
 
 
@@ -100,7 +105,7 @@ def test_a_table_of_jumps_comes_with_its_function(core: str, tmp_path: Path) -> 
     text = function_text(listing, "f") + function_text(listing.replace("f:", "g:", 1), "g")
     for name in ASSEMBLERS:
         command = assembler(name, TARGETS[core], CORES[core])
-        assembled(command, text, tmp_path).stream.close()
+        assembled(command, text, tmp_path)
         linker = str(toolchain.find(CORES[core].architecture.compiler))
         subprocess.run(
             [linker, *TARGETS[core].cflags, "-nostdlib", "-Wl,-ef", "f.o", "-o", "f.elf"], cwd=tmp_path, check=True

@@ -597,7 +597,7 @@ def test_a_refused_compile_leaves_the_earlier_library(tmp_path: Path) -> None:
 def test_a_policy_too_large_for_the_flash_given_is_one_sentence(size: str, given: str, tmp_path: Path) -> None:
     assert_refused(
         (*COMPILE_P1, "--flash", size),
-        f"the parameters need 5,536 B, --flash gives {given} B; the largest is 'dense 64 -> 64, int8' with 4,608 B; "
+        f"the parameters need 5,280 B, --flash gives {given} B; the largest is 'dense 64 -> 64, int8' with 4,352 B; "
         "try smaller layers",
         tmp_path,
     )
