@@ -15,12 +15,12 @@ POLICIES = Path(__file__).parent.parent / "benchmarks" / "policies"
 
 # policy, precision -> instructions, flash, static RAM and stack bytes, largest error against the float policy
 LIMITS = {
-    ("P1", "int8"): (1_400, 7_900, 160, 320, 0.056),
-    ("P2", "int8"): (1_600, 8_650, 160, 320, 0.034),
-    ("P3", "int8"): (14_500, 84_000, 560, 320, 0.028),
-    ("P1", "float32"): (6_000, None, None, None, 1e-5),
-    ("P2", "float32"): (7_500, None, None, None, 1e-5),
-    ("P3", "float32"): (76_000, None, None, None, 1e-5),
+    ("P1", "int8"): (950, 7_100, 140, 200, 0.056),
+    ("P2", "int8"): (950, 7_100, 140, 200, 0.034),
+    ("P3", "int8"): (11_700, 78_500, 540, 200, 0.028),
+    ("P1", "float32"): (3_000, None, None, 250, 1e-5),
+    ("P2", "float32"): (4_800, None, None, 250, 1e-5),
+    ("P3", "float32"): (48_000, None, None, 250, 1e-5),
 }
 
 
