@@ -41,7 +41,7 @@ MACS_A_CYCLE = BYTES_A_CYCLE = 8
 TRACED = re.compile(r"^Trace 0: \S+ \[\w+/(\w+)/", re.MULTILINE)
 # "      40:       push    {r4, lr}", a comment behind it
 DISASSEMBLED = re.compile(r"^\s*([0-9a-f]+):\s+(\S[^@\n]*)", re.MULTILINE)
-TARGET_OF_BRANCH = re.compile(r"0x[0-9a-f]+ <[^>]*>")
+TARGET_OF_BRANCH = re.compile(r"(?:0x[0-9a-f]+|#-?\d+) <[^>]*>")
 
 
 @dataclass(frozen=True)
