@@ -225,12 +225,12 @@ class _Writer:
         weight = np.rint(layer.weight / step) * step
         far = _far_zero(codes.zero_point, len(weight)) * codes.scale
         values = (self.into[function.result].rows + far) @ weight - far @ layer.weight + layer.bias
-        values = values / output.scale
         low, high = (0, 255) if output.zero_point == -128 else (-128, 127)
-        values = np.clip(np.rint(values), low, high) * output.scale
+        steps = np.clip(np.rint(values / output.scale), low, high)
         if low and function.body:
-            table = _table(function, float(output.scale))
-            values = table[np.rint(values / output.scale).astype(int) + 128]
+            values = _table(function, float(output.scale))[steps.astype(int) + 128]
+        else:
+            values = steps * output.scale
         return _error(_outputs(values, behind), exact)
 
     def wide_layer(self, obs: Var, layer: Layer, inverse: np.ndarray, zero_point: np.ndarray) -> _Codes:

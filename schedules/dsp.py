@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from schedules import dsp_intrinsics as dsp
 from schedules.arithmetic import clamp
 from schedules.mve_intrinsics import fence
-from schedules.scalar import Core, registered
+from schedules.patterns import dot_products
+from schedules.scalar import Core
 
 
 def dots(rows: int, wide: bool) -> str:
@@ -36,34 +35,17 @@ def dots(rows: int, wide: bool) -> str:
         loaded = [T.bind(T.reinterpret("int32", weight.vload([row, 0], "int8x4"))) for row in range(rows)]
         return pairs, [[dsp.even_bytes(word), dsp.odd_bytes(word)] for word in loaded]
 
-    def function(fast: bool) -> tirx.PrimFunc:
-        with IRBuilder() as builder, T.prim_func(s_tir=True):
-            T.func_name("dots")
-            x = T.arg("x", T.Buffer((chunk,), codes, offset_factor=1))
-            weight = T.arg("weight", T.Buffer((rows, chunk), weights, offset_factor=1))
-            acc = T.arg("acc", T.Buffer((rows,), "int32", offset_factor=1))
-            with T.sblock("root"):
-                T.reads(acc[0:rows], x[0:chunk], weight[0:rows, 0:chunk])
-                T.writes(acc[0:rows])
-                if fast:
-                    pairs, weight_pairs = words(x, weight)
-                    for row in range(rows):
-                        value = acc[row]
-                        for left, right in zip(pairs, weight_pairs[row], strict=True):
-                            value = dsp.smlad(right, left, value)
-                        T.buffer_store(acc, value, [row])
-                    if not wide:
-                        T.evaluate(fence(acc[0]))
-                else:
-                    # one row has no loop to match
-                    with T.grid(*([rows] * (rows > 1)), chunk) as loops, T.sblock("accumulate"):
-                        row = T.axis.spatial(rows, loops[0]) if rows > 1 else 0
-                        k = T.axis.reduce(chunk, loops[1] if rows > 1 else loops)
-                        code = x[k] if wide else T.Cast("int32", x[k])
-                        T.buffer_store(acc, acc[row] + code * T.Cast("int32", weight[row, k]), [row])
-        return builder.get()
+    def fast(x: Any, weight: Any, acc: Any) -> None:
+        pairs, weight_pairs = words(x, weight)
+        for row in range(rows):
+            value = acc[row]
+            for left, right in zip(pairs, weight_pairs[row], strict=True):
+                value = dsp.smlad(right, left, value)
+            T.buffer_store(acc, value, [row])
+        if not wide:
+            T.evaluate(fence(acc[0]))
 
-    return registered(f"dsp_dots_{rows}_{int(wide)}", function)
+    return dot_products(f"dsp_dots_{rows}_{int(wide)}", rows, chunk, fast, codes, weights)
 
 
 CORTEX_M4 = Core(

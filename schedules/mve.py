@@ -9,11 +9,10 @@ same thing; TVM refuses the others.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
-from tvm.s_tir import Schedule, TensorIntrin
+from tvm.s_tir import Schedule
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -21,6 +20,7 @@ from schedules import mve_float, portable
 from schedules import mve_intrinsics as mve
 from schedules.kernels import ArgMax, Clamp, DenseCodes, DenseFloat, DenseHead, Layout, Quantize
 from schedules.knobs import ROLLED, Choices, Knobs, Rule
+from schedules.patterns import dot_products, largest_divisor, registered
 
 # A vector load reaches 508 bytes before and behind its pointer, so one pointer covers a window of 1,024 bytes.
 REACH_BYTES = 508
@@ -47,17 +47,17 @@ def dense_codes_knobs(kernel: DenseCodes) -> Knobs:
 
 def dense_codes_layout(kernel: DenseCodes, choices: Choices) -> Layout:
     n_out, n_in = kernel.weight.shape
-    blocks = -(-n_out // 16)
+    # eight outputs narrow as well as sixteen and pad less, but a table takes sixteen codes at once
+    odd = 1 if not kernel.wide and choices["joint"] and kernel.table is None else 2
+    blocks = -(-n_out // (8 * odd))
     if kernel.wide:
-        return Layout(blocks, 2, 2, 4, n_in, 1)
+        return Layout(blocks, odd, 2, 4, n_in, 1)
     if not choices["joint"]:
         row = max(16, -(-n_in // 4) * 4)
-        return Layout(blocks, 2, 2, 4, 1, row, origin=_middle(16 * row))
+        return Layout(blocks, odd, 2, 4, 1, row, origin=_middle(16 * row))
     window = _window(-(-n_in // 16), choices.get("window", STREAMED_CHUNKS))
     chunks = -(-n_in // (16 * window)) * window
-    if kernel.table is None:
-        return Layout(-(-n_out // 8), 1, 2, 4, chunks, 16, origin=_middle(128 * window), joint=True)
-    return Layout(blocks, 2, 2, 4, chunks, 16, origin=_middle(128 * window), joint=True)
+    return Layout(blocks, odd, 2, 4, chunks, 16, origin=_middle(128 * window), joint=True)
 
 
 def dense_codes_attributes(choices: Choices) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout,
         first, scale_at, dots, unrolled = chunk, pair, None, (odd, pair, chunk, k)
         schedule.vectorize(lane)
         if layout.blocks > BLOCKS_AT_ONCE:
-            rolled, block = schedule.split(block, [None, _divisor(layout.blocks, BLOCKS_AT_ONCE)])
+            rolled, block = schedule.split(block, [None, largest_divisor(layout.blocks, BLOCKS_AT_ONCE)])
             schedule.annotate(rolled, ROLLED, 1)
             unrolled = (block, *unrolled)
     elif not layout.joint:
@@ -103,7 +103,7 @@ def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout,
         first, scale_at, dots, unrolled = chunk, pair, lane, (odd, pair, chunk)
     else:
         window = _window(layout.chunks, choices.get("window", STREAMED_CHUNKS))
-        windows = _divisor(layout.chunks // window, choices.get("windows", 1))
+        windows = largest_divisor(layout.chunks // window, choices.get("windows", 1))
         outer, middle, inner = schedule.split(chunk, [None, windows, window])
         schedule.reorder(block, odd, outer, middle, inner, pair, lane, k)
         first, scale_at, dots, unrolled = outer, odd, inner, (middle,)
@@ -135,7 +135,7 @@ def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout, c
         return
     accumulate = schedule.get_sblock("accumulate")
     block, lane, chunk, k = schedule.get_loops(accumulate)
-    outer, inner = schedule.split(chunk, [None, _divisor(layout.chunks, 4)])
+    outer, inner = schedule.split(chunk, [None, largest_divisor(layout.chunks, 4)])
     schedule.reorder(block, outer, inner, lane, k)
     schedule.unroll(inner)
     start = schedule.decompose_reduction(accumulate, outer)
@@ -153,10 +153,6 @@ def _window(chunks: int, at_most: int) -> int:
     return min(range(at_most, (at_most - 1) // 2, -1), key=lambda window: -chunks % window)
 
 
-def _divisor(value: int, at_most: int) -> int:
-    return max(d for d in range(1, at_most + 1) if value % d == 0)
-
-
 def _dots(lanes: int, fenced: bool) -> str:
     """acc[l] + sum of 16 products, for each of `lanes` outputs: a `vmladava.s8` each, on one load of x.
 
@@ -164,31 +160,14 @@ def _dots(lanes: int, fenced: bool) -> str:
     registers, and spill.
     """
 
-    def function(vector: bool) -> tirx.PrimFunc:
-        with IRBuilder() as builder, T.prim_func(s_tir=True):
-            T.func_name("dots")
-            x = T.arg("x", T.Buffer((16,), "int8", offset_factor=1))
-            weight = T.arg("weight", T.Buffer((lanes, 16), "int8", offset_factor=1))
-            acc = T.arg("acc", T.Buffer((lanes,), "int32", offset_factor=1))
-            with T.sblock("root"):
-                T.reads(acc[0:lanes], x[0:16], weight[0:lanes, 0:16])
-                T.writes(acc[0:lanes])
-                if vector:
-                    for l in range(lanes):
-                        value = mve.vmladava(acc[l], x.vload([0], "int8x16"), weight.vload([l, 0], "int8x16"))
-                        T.buffer_store(acc, value, [l])
-                    if fenced:
-                        T.evaluate(mve.fence(acc[0]))
-                else:
-                    # one output has no loop to match
-                    with T.grid(*([lanes] * (lanes > 1)), 16) as loops, T.sblock("accumulate"):
-                        l = T.axis.spatial(lanes, loops[0]) if lanes > 1 else 0
-                        k = T.axis.reduce(16, loops[1] if lanes > 1 else loops)
-                        product = T.Cast("int32", x[k]) * T.Cast("int32", weight[l, k])
-                        T.buffer_store(acc, acc[l] + product, [l])
-        return builder.get()
+    def fast(x: Any, weight: Any, acc: Any) -> None:
+        for l in range(lanes):
+            value = mve.vmladava(acc[l], x.vload([0], "int8x16"), weight.vload([l, 0], "int8x16"))
+            T.buffer_store(acc, value, [l])
+        if fenced:
+            T.evaluate(mve.fence(acc[0]))
 
-    return _registered(f"mve_dots_{lanes}_{int(fenced)}", function)
+    return dot_products(f"mve_dots_{lanes}_{int(fenced)}", lanes, 16, fast)
 
 
 def _row_dots(lanes: int, n_in: int) -> str:
@@ -205,29 +184,13 @@ def _row_dots(lanes: int, n_in: int) -> str:
         mask = tirx.Shuffle([T.int8(-1 if start + i >= done else 0) for i in range(16)], list(range(16)))
         return T.bind(T.bitwise_and(codes, mask))
 
-    def function(vector: bool) -> tirx.PrimFunc:
-        with IRBuilder() as builder, T.prim_func(s_tir=True):
-            T.func_name("row_dots")
-            x = T.arg("x", T.Buffer((n_in,), "int8", offset_factor=1))
-            weight = T.arg("weight", T.Buffer((lanes, n_in), "int8", offset_factor=1))
-            acc = T.arg("acc", T.Buffer((lanes,), "int32", offset_factor=1))
-            with T.sblock("root"):
-                T.reads(acc[0:lanes], x[0:n_in], weight[0:lanes, 0:n_in])
-                T.writes(acc[0:lanes])
-                if vector:
-                    for index, start in enumerate(starts):
-                        codes = vector_of_x(x, start, 16 * index)
-                        for l in range(lanes):
-                            value = mve.vmladava(acc[l], codes, weight.vload([l, start], "int8x16"))
-                            T.buffer_store(acc, value, [l])
-                else:
-                    with T.grid(lanes, n_in) as (i, j), T.sblock("accumulate"):
-                        l, k = T.axis.spatial(lanes, i), T.axis.reduce(n_in, j)
-                        product = T.Cast("int32", x[k]) * T.Cast("int32", weight[l, k])
-                        T.buffer_store(acc, acc[l] + product, [l])
-        return builder.get()
+    def fast(x: Any, weight: Any, acc: Any) -> None:
+        for index, start in enumerate(starts):
+            codes = vector_of_x(x, start, 16 * index)
+            for l in range(lanes):
+                T.buffer_store(acc, mve.vmladava(acc[l], codes, weight.vload([l, start], "int8x16")), [l])
 
-    return _registered(f"mve_row_dots_{lanes}_{n_in}", function)
+    return dot_products(f"mve_row_dots_{lanes}_{n_in}", lanes, n_in, fast)
 
 
 def _window_dots(chunks: int) -> str:
@@ -263,7 +226,7 @@ def _window_dots(chunks: int) -> str:
                         T.buffer_store(acc, acc[p, l] + product, [p, l])
         return builder.get()
 
-    return _registered(f"mve_window_dots_{chunks}", function)
+    return registered(f"mve_window_dots_{chunks}", function)
 
 
 def _scale4(kernel: DenseCodes) -> str:
@@ -295,7 +258,23 @@ def _scale4(kernel: DenseCodes) -> str:
                         T.buffer_store(scaled, kernel.scale(acc[v], lambda j: requant[j, v]), [v])
         return builder.get()
 
-    return _registered(f"mve_scale4_{per_output}_{int(kernel.hides_negatives)}", function)
+    return registered(f"mve_scale4_{per_output}_{int(kernel.hides_negatives)}", function)
+
+
+def _half(scaled: Any, odd: int, shift: int, zero_point: int) -> Any:
+    """A pair of vectors of scaled accumulators, shifted and saturated into the even and odd lanes of one of int16."""
+    even_lanes, odd_lanes = (scaled.vload([odd, pair, 0], "int32x4") for pair in (0, 1))
+    half = mve.narrow_to_int16(T.reinterpret("int16x8", even_lanes), even_lanes, shift, 0)
+    half = mve.narrow_to_int16(half, odd_lanes, shift, 1)
+    return T.bind(mve.vqadd16(half, T.broadcast(T.int16(zero_point), 8)) if zero_point else half)
+
+
+def _bounded(codes: Any, kernel: DenseCodes, lanes: int) -> Any:
+    if kernel.low > -128:
+        codes = T.max(codes, T.broadcast(T.int8(kernel.low), lanes))
+    if kernel.high < 127:
+        codes = T.min(codes, T.broadcast(T.int8(kernel.high), lanes))
+    return codes
 
 
 def _narrow16(kernel: DenseCodes) -> str:
@@ -304,23 +283,11 @@ def _narrow16(kernel: DenseCodes) -> str:
     unsigned = (kernel.zero_point, kernel.low, kernel.high) == (-128, -128, 127)
 
     def vector_value(scaled: Any, table: Any) -> Any:
-        halves = []
-        for odd in (0, 1):
-            even_lanes, odd_lanes = (scaled.vload([odd, pair, 0], "int32x4") for pair in (0, 1))
-            half = mve.narrow_to_int16(T.reinterpret("int16x8", even_lanes), even_lanes, kernel.shift, 0)
-            half = mve.narrow_to_int16(half, odd_lanes, kernel.shift, 1)
-            if kernel.zero_point and not unsigned:
-                half = mve.vqadd16(half, T.broadcast(T.int16(kernel.zero_point), 8))
-            halves.append(T.bind(half))
+        halves = [_half(scaled, odd, kernel.shift, 0 if unsigned else kernel.zero_point) for odd in (0, 1)]
         codes = mve.narrow_to_int8(T.reinterpret("int8x16", halves[0]), halves[0], int(unsigned), 0)
         codes = mve.narrow_to_int8(codes, halves[1], int(unsigned), 1)
-        if unsigned:  # 0..255 to -128..127
-            codes = T.bitwise_xor(codes, T.broadcast(T.int8(-128), 16))
-        else:
-            if kernel.low > -128:
-                codes = T.max(codes, T.broadcast(T.int8(kernel.low), 16))
-            if kernel.high < 127:
-                codes = T.min(codes, T.broadcast(T.int8(kernel.high), 16))
+        # 0..255 to -128..127
+        codes = T.bitwise_xor(codes, T.broadcast(T.int8(-128), 16)) if unsigned else _bounded(codes, kernel, 16)
         return codes if table is None else mve.gather_bytes(T.address_of(table[0]), codes)
 
     def function(vector: bool) -> tirx.PrimFunc:
@@ -345,26 +312,16 @@ def _narrow16(kernel: DenseCodes) -> str:
         return builder.get()
 
     limits = f"{kernel.shift}_{kernel.zero_point}_{kernel.low}_{kernel.high}_{int(has_table)}".replace("-", "m")
-    return _registered(f"mve_narrow16_{limits}", function)
+    return registered(f"mve_narrow16_{limits}", function)
 
 
 def _narrow8(kernel: DenseCodes) -> str:
     """Eight scaled accumulators to eight codes in natural order: `vqrshrn`, `vqmovn` and a store of every other byte."""
 
     def vector_value(scaled: Any) -> Any:
-        even_lanes, odd_lanes = (scaled.vload([0, pair, 0], "int32x4") for pair in (0, 1))
-        half = mve.narrow_to_int16(T.reinterpret("int16x8", even_lanes), even_lanes, kernel.shift, 0)
-        half = mve.narrow_to_int16(half, odd_lanes, kernel.shift, 1)
-        if kernel.zero_point:
-            half = mve.vqadd16(half, T.broadcast(T.int16(kernel.zero_point), 8))
-        half = T.bind(half)
+        half = _half(scaled, 0, kernel.shift, kernel.zero_point)
         codes = T.reinterpret("int16x8", mve.narrow_to_int8(T.reinterpret("int8x16", half), half, 0, 0))
-        codes = T.Cast("int8x8", codes)
-        if kernel.low > -128:
-            codes = T.max(codes, T.broadcast(T.int8(kernel.low), 8))
-        if kernel.high < 127:
-            codes = T.min(codes, T.broadcast(T.int8(kernel.high), 8))
-        return codes
+        return _bounded(T.Cast("int8x8", codes), kernel, 8)
 
     def function(vector: bool) -> tirx.PrimFunc:
         with IRBuilder() as builder, T.prim_func(s_tir=True):
@@ -382,15 +339,9 @@ def _narrow8(kernel: DenseCodes) -> str:
                         T.buffer_store(out, kernel.narrow(scaled[0, p, l], None), [l, p, 0])
         return builder.get()
 
-    return _registered(
+    return registered(
         f"mve_narrow8_{kernel.shift}_{kernel.zero_point}_{kernel.low}_{kernel.high}".replace("-", "m"), function
     )
-
-
-def _registered(name: str, function: Callable[[bool], tirx.PrimFunc]) -> str:
-    if TensorIntrin.get(name, allow_missing=True) is None:
-        TensorIntrin.register(name, function(False), function(True))
-    return name
 
 
 RULES = {

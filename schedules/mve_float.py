@@ -8,11 +8,10 @@ Weights lie in the order they are consumed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
-from tvm.s_tir import Schedule, TensorIntrin
+from tvm.s_tir import Schedule
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -20,6 +19,7 @@ from schedules import mve_intrinsics as mve
 from schedules import portable
 from schedules.kernels import ArgMax, Clamp, DenseFloat, DenseHead, Layout
 from schedules.knobs import Choices, Knobs, Rule
+from schedules.patterns import largest_divisor, registered
 
 LANES = 4
 # Eight vector registers: sums, and one at least for weights on their way.
@@ -55,7 +55,7 @@ def schedule_dense(schedule: Schedule, kernel: DenseFloat, layout: Layout, choic
     accumulate, activate = schedule.get_sblock("accumulate"), schedule.get_sblock("activate")
     block, lane, inputs = schedule.get_loops(accumulate)
     unrolled = choices["unrolled"]
-    step = _divisor(unrolled, choices["step"])
+    step = largest_divisor(unrolled, choices["step"])
     outer, middle, inner = schedule.split(inputs, [None, unrolled // step, step])
     schedule.reorder(block, outer, middle, inner, lane)
     schedule.reverse_compute_at(activate, block)
@@ -103,13 +103,9 @@ def schedule_clamp(schedule: Schedule, kernel: Clamp, layout: Layout, _: Choices
         schedule.vectorize(lanes)
 
 
-def _divisor(value: int, at_most: int) -> int:
-    return max((d for d in range(1, at_most + 1) if value % d == 0), default=1)
-
-
 def _unrolled(inputs: int, wanted: int) -> int:
     """A divisor of `inputs`, the largest up to `wanted`; but where that is a small one, as of 17 or 37, a larger one."""
-    divisor = _divisor(inputs, wanted)
+    divisor = largest_divisor(inputs, wanted)
     if 4 * divisor >= min(inputs, wanted):
         return divisor
     return next((d for d in range(wanted, 3 * wanted) if inputs % d == 0), divisor)
@@ -159,7 +155,7 @@ def _outputs_in_lanes(inputs: int, vectors: int) -> str:
                         T.buffer_store(acc, T.fma(x[k], weight[k, l], acc[l]), [l])
         return builder.get()
 
-    return _registered(f"mve_outputs_in_lanes_{inputs}_{vectors}", function)
+    return registered(f"mve_outputs_in_lanes_{inputs}_{vectors}", function)
 
 
 def _inputs_in_lanes(rows: int) -> str:
@@ -188,19 +184,13 @@ def _inputs_in_lanes(rows: int) -> str:
                         T.buffer_store(acc, T.fma(x[l], weight[row, l], acc[row, l]), [row, l])
         return builder.get()
 
-    return _registered(f"mve_inputs_in_lanes_{rows}", function)
+    return registered(f"mve_inputs_in_lanes_{rows}", function)
 
 
 def _accumulate(x: Any, weight: Any, acc: Any, start: list[int]) -> None:
     """Four lanes of acc, from `start`: one `vfma.f32`."""
     *rows, column = start
     T.buffer_store(acc, T.fma(x, weight, acc.vload(start, "float32x4")), [*rows, T.ramp(column, 1, LANES)])
-
-
-def _registered(name: str, function: Callable[[bool], tirx.PrimFunc]) -> str:
-    if TensorIntrin.get(name, allow_missing=True) is None:
-        TensorIntrin.register(name, function(False), function(True))
-    return name
 
 
 CLAMP = Rule(portable.observation_layout, schedule_clamp)

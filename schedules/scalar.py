@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.s_tir import Schedule, TensorIntrin
+from tvm.s_tir import Schedule
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -20,6 +20,7 @@ from schedules import portable
 from schedules.arithmetic import clamp, ties_away
 from schedules.kernels import ArgMax, Clamp, DenseCodes, DenseFloat, DenseHead, Layout, Quantize
 from schedules.knobs import Choices, Knobs, Rule
+from schedules.patterns import largest_divisor, registered
 from schedules.scalar_arithmetic import (
     clamp_by_masks,
     has_integer_code,
@@ -131,7 +132,7 @@ class Core:
         accumulate, activate = schedule.get_sblock("accumulate"), schedule.get_sblock("activate")
         block, lane, inputs = schedule.get_loops(accumulate)
         schedule.reverse_compute_at(activate, block)
-        outer, inner = schedule.split(inputs, [None, _divisor(layout.chunks, choices["unroll"])])
+        outer, inner = schedule.split(inputs, [None, largest_divisor(layout.chunks, choices["unroll"])])
         schedule.reorder(outer, inner, lane)
         schedule.unroll(inner)
         schedule.unroll(lane)
@@ -256,23 +257,12 @@ class Core:
         return registered(f"{self.name}_narrow_{rows}_{limits}".replace("-", "m"), function)
 
 
-def registered(name: str, function: Callable[[bool], tirx.PrimFunc]) -> str:
-    """The pattern `function(False)` and what takes its place, `function(True)`, under a name that tensorize knows."""
-    if TensorIntrin.get(name, allow_missing=True) is None:
-        TensorIntrin.register(name, function(False), function(True))
-    return name
-
-
 def _wide(kernel: Dense) -> bool:
     return isinstance(kernel, DenseCodes) and kernel.wide
 
 
 def _floating(kernel: Dense) -> bool:
     return isinstance(kernel, DenseFloat) or (isinstance(kernel, DenseHead) and kernel.floating)
-
-
-def _divisor(value: int, at_most: int) -> int:
-    return max(d for d in range(1, at_most + 1) if value % d == 0)
 
 
 def _evenly(n: int, at_most: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
-from tvm.s_tir import Schedule, TensorIntrin
+from tvm.s_tir import Schedule
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -26,6 +26,7 @@ from schedules import portable
 from schedules.arithmetic import doubling_high_multiply_unsigned, ties_away
 from schedules.kernels import Clamp, DenseCodes, DenseFloat, DenseHead, Layout, Quantize
 from schedules.knobs import Choices, Knobs, Rule
+from schedules.patterns import dot_products, largest_divisor, registered
 
 DOTS = "tinyrl_dots"
 # Sums of a block of rows, kept on the stack: 256 bytes of it, and long loops over them.
@@ -91,9 +92,7 @@ def schedule_dense_float(schedule: Schedule, kernel: DenseFloat, layout: Layout,
     accumulate = schedule.get_sblock("accumulate")
     block, lane, inputs = schedule.get_loops(accumulate)
     schedule.reverse_compute_at(schedule.get_sblock("activate"), block)
-    outer, inner = schedule.split(
-        inputs, [None, max(s for s in range(1, choices["step"] + 1) if layout.chunks % s == 0)]
-    )
+    outer, inner = schedule.split(inputs, [None, largest_divisor(layout.chunks, choices["step"])])
     schedule.reorder(outer, lane, inner)
     schedule.unroll(inner)
     schedule.decompose_reduction(accumulate, outer)
@@ -113,28 +112,11 @@ def _whole_chunks(n_in: int) -> int:
 def _dots(lanes: int, n_in: int) -> str:
     """sums[l] + weight[l] . x, for each of `lanes` rows: a call of the function that the printed C defines."""
 
-    def function(called: bool) -> tirx.PrimFunc:
-        with IRBuilder() as builder, T.prim_func(s_tir=True):
-            T.func_name("dots")
-            x = T.arg("x", T.Buffer((n_in,), "int8", offset_factor=1))
-            weight = T.arg("weight", T.Buffer((lanes, n_in), "int8", offset_factor=1))
-            acc = T.arg("acc", T.Buffer((lanes,), "int32", offset_factor=1))
-            with T.sblock("root"):
-                T.reads(acc[0:lanes], x[0:n_in], weight[0:lanes, 0:n_in])
-                T.writes(acc[0:lanes])
-                if called:
-                    arrays = (T.address_of(acc[0]), T.address_of(x[0]), T.address_of(weight[0, 0]))
-                    T.evaluate(T.call_extern("int32", DOTS, *arrays, lanes, n_in))
-                else:
-                    # one output has no loop to match
-                    with T.grid(*([lanes] * (lanes > 1)), n_in) as loops, T.sblock("accumulate"):
-                        l = T.axis.spatial(lanes, loops[0]) if lanes > 1 else 0
-                        k = T.axis.reduce(n_in, loops[1] if lanes > 1 else loops)
-                        product = T.Cast("int32", x[k]) * T.Cast("int32", weight[l, k])
-                        T.buffer_store(acc, acc[l] + product, [l])
-        return builder.get()
+    def call(x: Any, weight: Any, acc: Any) -> None:
+        arrays = (T.address_of(acc[0]), T.address_of(x[0]), T.address_of(weight[0, 0]))
+        T.evaluate(T.call_extern("int32", DOTS, *arrays, lanes, n_in))
 
-    return _registered(f"simd_dots_{lanes}_{n_in}", function)
+    return dot_products(f"simd_dots_{lanes}_{n_in}", lanes, n_in, call)
 
 
 def _scale(kernel: DenseCodes, lanes: int) -> str:
@@ -159,13 +141,7 @@ def _scale(kernel: DenseCodes, lanes: int) -> str:
                     T.buffer_store(scaled, of(acc[v], lambda j: requant[j, v]), [v])
         return builder.get()
 
-    return _registered(f"simd_scale_{lanes}_{int(kernel.hides_negatives)}", function)
-
-
-def _registered(name: str, function: Callable[[bool], tirx.PrimFunc]) -> str:
-    if TensorIntrin.get(name, allow_missing=True) is None:
-        TensorIntrin.register(name, function(False), function(True))
-    return name
+    return registered(f"simd_scale_{lanes}_{int(kernel.hides_negatives)}", function)
 
 
 def _rules(lanes: tuple[int, ...], step: tuple[int, ...]) -> dict[type, Rule]:

@@ -13,7 +13,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from schedules.mve_intrinsics import fence
-from schedules.scalar import Core, registered
+from schedules.patterns import registered
+from schedules.scalar import Core
 from schedules.scalar_arithmetic import clamp_by_masks, high_by_halves
 
 WORD_ROWS = 4
