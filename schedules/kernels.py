@@ -118,12 +118,10 @@ class Quantize:
 
     def code(self, observation: Any, doubled_inverse_scale: Any, zero_point: Any) -> Any:
         """The code of one observation as an int32; `zero_point` may be None."""
-        # a conversion of what does not fit an int32 is undefined in C; 2^20 is past every code
-        limit = T.float32(2.0**20)
-        code = round_half_away(T.max(T.min(observation * doubled_inverse_scale, limit), -limit))
-        if zero_point is not None:
-            code = code + zero_point
-        return clamp(code, self.low, self.high)
+        # clamped before it is converted, which is undefined in C for what does not fit an int32; 2^20 is past every code
+        low, high = (2 * self.low, 2 * self.high) if zero_point is None else (-(2**20), 2**20)
+        code = round_half_away(T.max(T.min(observation * doubled_inverse_scale, T.float32(high)), T.float32(low)))
+        return code if zero_point is None else clamp(code + zero_point, self.low, self.high)
 
     def describe(self, _: Layout) -> tirx.PrimFunc:
         n = len(self.inverse_scale)

@@ -26,8 +26,10 @@ from schedules.patterns import dot_products, largest_divisor, registered
 REACH_BYTES = 508
 # x stays in four vector registers; the other four hold weights and results.
 RESIDENT_CHUNKS = 4
-# Chunks of a streamed layer's eight outputs that fill a window.
-STREAMED_CHUNKS = 8
+# Chunks of eight outputs that fill a window.
+WINDOW_CHUNKS = 8
+# Chunks of eight outputs that are written out: a loop over more of them costs instructions, its unrolling flash.
+STREAMED_CHUNKS = 32
 # Blocks of a wide layer in one iteration: a loop costs instructions, its unrolling flash.
 BLOCKS_AT_ONCE = 2
 # The dot product accumulates in even core registers, of which eight exist.
@@ -36,28 +38,38 @@ HEAD_LANES = 8
 
 def dense_codes_knobs(kernel: DenseCodes) -> Knobs:
     """`joint`: eight outputs at a time past x in memory, rather than four past x in registers, which takes few inputs;
-    `windows` of weights in one iteration; `loops`: the low-overhead kind, which keeps a register from the sums."""
+    `kept`: vectors of x in registers even so; `loops`: the low-overhead kind, which keeps a register from the sums."""
     if kernel.wide:
         return {"loops": (1, 0)}
     chunks = -(-kernel.weight.shape[1] // 16)
     if chunks <= RESIDENT_CHUNKS:
-        return {"joint": (0, 1), "loops": (1, 0)}
-    return {"joint": (1,), "window": (8, 7, 6, 5, 4), "windows": (2, 1), "loops": (0, 1)}
+        return {"joint": (0, 1), "kept": (0, 1, 2, 3, 4), "loops": (1, 0)}
+    return {"joint": (1,), "kept": (3, 4, 2, 1, 0), "loops": (0, 1)}
 
 
 def dense_codes_layout(kernel: DenseCodes, choices: Choices) -> Layout:
     n_out, n_in = kernel.weight.shape
-    # eight outputs narrow as well as sixteen and pad less, but a table takes sixteen codes at once
-    odd = 1 if not kernel.wide and choices["joint"] and kernel.table is None else 2
+    odd = _odd(kernel, bool(not kernel.wide and choices["joint"]))
     blocks = -(-n_out // (8 * odd))
     if kernel.wide:
         return Layout(blocks, odd, 2, 4, n_in, 1)
     if not choices["joint"]:
+        if choices["kept"]:
+            raise ValueError("past x in registers, nothing is left to keep")
         row = max(16, -(-n_in // 4) * 4)
         return Layout(blocks, odd, 2, 4, 1, row, origin=_middle(16 * row))
-    window = _window(-(-n_in // 16), choices.get("window", STREAMED_CHUNKS))
-    chunks = -(-n_in // (16 * window)) * window
-    return Layout(blocks, odd, 2, 4, chunks, 16, origin=_middle(128 * window), joint=True)
+    chunks = -(-n_in // 16)
+    chunks = -(-chunks // _pieces(chunks)) * _pieces(chunks)
+    return Layout(blocks, odd, 2, 4, chunks, 16, origin=_windows(chunks // _pieces(chunks))[0][1], joint=True)
+
+
+def _odd(kernel: DenseCodes, joint: bool) -> int:
+    """1 for blocks of eight outputs, 2 for sixteen, which cost less an output but pad more. Eight that are summed jointly
+    narrow as well as sixteen; a table takes sixteen codes at once."""
+    if kernel.table is not None:
+        return 2
+    eights = -(-len(kernel.bias) // 8)
+    return 1 if joint or 8 * (eights + eights % 2) > 9 * eights else 2
 
 
 def dense_codes_attributes(choices: Choices) -> tuple[str, ...]:
@@ -70,7 +82,7 @@ def dense_head_layout(kernel: DenseHead, choices: Choices) -> Layout:
         return mve_float.head_layout(kernel, choices)
     lanes = n_out if n_out <= HEAD_LANES else 4
     chunks = -(-n_in // 16)
-    chunks = -(-chunks // 4) * 4 if chunks > STREAMED_CHUNKS else chunks
+    chunks = -(-chunks // 4) * 4 if chunks > 2 * RESIDENT_CHUNKS else chunks
     return Layout(-(-n_out // lanes), 1, 1, lanes, chunks, 16, origin=_middle(16 * lanes * min(chunks, 4)))
 
 
@@ -102,11 +114,9 @@ def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout,
         schedule.reorder(block, odd, pair, chunk, lane, k)
         first, scale_at, dots, unrolled = chunk, pair, lane, (odd, pair, chunk)
     else:
-        window = _window(layout.chunks, choices.get("window", STREAMED_CHUNKS))
-        windows = largest_divisor(layout.chunks // window, choices.get("windows", 1))
-        outer, middle, inner = schedule.split(chunk, [None, windows, window])
-        schedule.reorder(block, odd, outer, middle, inner, pair, lane, k)
-        first, scale_at, dots, unrolled = outer, odd, inner, (middle,)
+        outer, inner = schedule.split(chunk, [_pieces(layout.chunks), None])
+        schedule.reorder(block, odd, outer, inner, pair, lane, k)
+        first, scale_at, dots, unrolled = outer, odd, inner, ()
     schedule.reverse_compute_at(scale, scale_at, preserve_unit_loops=True)
     schedule.reverse_compute_at(narrow, block, preserve_unit_loops=True)
     for loop in unrolled:
@@ -115,7 +125,7 @@ def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout,
     if layout.joint:
         for loop in (*schedule.get_loops(start)[-2:], schedule.get_loops(scale)[-2]):
             schedule.unroll(loop)
-        schedule.tensorize(dots, _window_dots(window))
+        schedule.tensorize(dots, _joint_dots(layout.chunks // _pieces(layout.chunks), choices["kept"]))
     elif not kernel.wide:
         schedule.unroll(schedule.get_loops(start)[-1])
         schedule.tensorize(dots, _row_dots(layout.lanes, layout.chunk))
@@ -146,11 +156,15 @@ def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout, c
             schedule.unroll(schedule.get_loops(schedule.get_sblock(name))[-1])
 
 
-def _window(chunks: int, at_most: int) -> int:
-    """Chunks in each of a few equal windows, the most that waste fewest."""
-    if chunks <= at_most:
-        return chunks
-    return min(range(at_most, (at_most - 1) // 2, -1), key=lambda window: -chunks % window)
+def _pieces(chunks: int) -> int:
+    return -(-chunks // STREAMED_CHUNKS)
+
+
+def _windows(chunks: int) -> list[tuple[range, int]]:
+    """The chunks of eight outputs in windows as equal as can be, and where in its window a pointer points."""
+    n = -(-chunks // WINDOW_CHUNKS)
+    bounds = [chunks * i // n for i in range(n + 1)]
+    return [(range(start, end), _middle(128 * (end - start))) for start, end in itertools.pairwise(bounds)]
 
 
 def _dots(lanes: int, fenced: bool) -> str:
@@ -193,17 +207,29 @@ def _row_dots(lanes: int, n_in: int) -> str:
     return dot_products(f"mve_row_dots_{lanes}_{n_in}", lanes, n_in, fast)
 
 
-def _window_dots(chunks: int) -> str:
-    """acc[p, l] + sum of `chunks` * 16 products, for the eight outputs of a joint pair: one window of weights.
+def _joint_dots(chunks: int, kept: int) -> str:
+    """acc[p, l] + sum of `chunks` * 16 products, for the eight outputs of a joint pair, window by window of weights.
 
-    The window's place is hidden from LLVM: it would else address all windows from the first, by an addition a load.
+    A window's place is hidden from LLVM: it would else address all of them from the first, by an addition a load. The last
+    `kept` chunks of x are loaded before any fence: LLVM then does so before the loop over blocks, and keeps them.
     """
 
-    reach = _middle(128 * chunks)
+    def dots(x: Any, weight: Any, acc: Any) -> None:
+        in_register = {c: T.bind(x.vload([c, 0], "int8x16")) for c in range(chunks)[max(0, chunks - kept) :]}
+        for window, reach in _windows(chunks):
+            # in words, because a vector of bytes is loaded by words where these are known to be aligned
+            middle = T.bind(mve.opaque((weight.elem_offset + 128 * window.start + reach) // 4))
+            near = T.decl_buffer((len(window), 2, 4, 16), "int8", data=weight.data, elem_offset=middle * 4 - reach)
+            for c in window:
+                codes = in_register.get(c, x.vload([c, 0], "int8x16"))
+                for p, l in itertools.product(range(2), range(4)):
+                    row = near.vload([c - window.start, p, l, 0], "int8x16")
+                    T.buffer_store(acc, mve.vmladava(acc[p, l], codes, row), [p, l])
+                T.evaluate(mve.fence(acc[0, 0]))  # no load of the next chunk before: registers are few
 
     def function(vector: bool) -> tirx.PrimFunc:
         with IRBuilder() as builder, T.prim_func(s_tir=True):
-            T.func_name("window_dots")
+            T.func_name("joint_dots")
             x = T.arg("x", T.Buffer((chunks, 16), "int8", offset_factor=1))
             weight = T.arg("weight", T.Buffer((chunks, 2, 4, 16), "int8", offset_factor=1))
             acc = T.arg("acc", T.Buffer((2, 4), "int32", offset_factor=1))
@@ -211,14 +237,7 @@ def _window_dots(chunks: int) -> str:
                 T.reads(acc[0:2, 0:4], x[0:chunks, 0:16], weight[0:chunks, 0:2, 0:4, 0:16])
                 T.writes(acc[0:2, 0:4])
                 if vector:
-                    # in words, because a vector of bytes is loaded by words where these are known to be aligned
-                    middle = T.bind(mve.opaque((weight.elem_offset + reach) // 4))
-                    near = T.decl_buffer((chunks, 2, 4, 16), "int8", data=weight.data, elem_offset=middle * 4 - reach)
-                    for c in range(chunks):
-                        for p, l in itertools.product(range(2), range(4)):
-                            codes, row = x.vload([c, 0], "int8x16"), near.vload([c, p, l, 0], "int8x16")
-                            T.buffer_store(acc, mve.vmladava(acc[p, l], codes, row), [p, l])
-                        T.evaluate(mve.fence(acc[0, 0]))  # no load of the next chunk before: registers are few
+                    dots(x, weight, acc)
                 else:
                     with T.grid(chunks, 2, 4, 16) as loops, T.sblock("accumulate"):
                         p, l, c, k = T.axis.remap("SSRR", [loops[1], loops[2], loops[0], loops[3]])
@@ -226,7 +245,7 @@ def _window_dots(chunks: int) -> str:
                         T.buffer_store(acc, acc[p, l] + product, [p, l])
         return builder.get()
 
-    return registered(f"mve_window_dots_{chunks}", function)
+    return registered(f"mve_joint_dots_{chunks}_{kept}", function)
 
 
 def _scale4(kernel: DenseCodes) -> str:
