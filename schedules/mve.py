@@ -24,6 +24,8 @@ from schedules.patterns import dot_products, largest_divisor, registered
 
 # A vector load reaches 508 bytes before and behind its pointer, so one pointer covers a window of 1,024 bytes.
 REACH_BYTES = 508
+# Codes of a wide layer in a vector.
+WIDE_LANES = 8
 # x stays in four vector registers; the other four hold weights and results.
 RESIDENT_CHUNKS = 4
 # Chunks of eight outputs that fill a window.
@@ -38,10 +40,12 @@ HEAD_LANES = 8
 
 def dense_codes_knobs(kernel: DenseCodes) -> Knobs:
     """`joint`: eight outputs at a time past x in memory, rather than four past x in registers, which takes few inputs;
-    `kept`: vectors of x in registers even so; `loops`: the low-overhead kind, which keeps a register from the sums."""
+    `kept`: vectors of x in registers even so; `across`: a wide layer's sums across a vector of inputs, rather than along
+    the outputs; `loops`: the low-overhead kind, which keeps a register from the sums."""
+    n_in = kernel.weight.shape[1]
     if kernel.wide:
-        return {"loops": (1, 0)}
-    chunks = -(-kernel.weight.shape[1] // 16)
+        return {"across": (1, 0) if 5 < n_in <= WIDE_LANES else (0,), "loops": (1, 0)}
+    chunks = -(-n_in // 16)
     if chunks <= RESIDENT_CHUNKS:
         return {"joint": (0, 1), "kept": (0, 1, 2, 3, 4), "loops": (1, 0)}
     return {"joint": (1,), "kept": (3, 4, 2, 1, 0), "loops": (0, 1)}
@@ -52,6 +56,8 @@ def dense_codes_layout(kernel: DenseCodes, choices: Choices) -> Layout:
     odd = _odd(kernel, bool(not kernel.wide and choices["joint"]))
     blocks = -(-n_out // (8 * odd))
     if kernel.wide:
+        if choices["across"]:
+            return Layout(blocks, odd, 2, 4, 1, WIDE_LANES, origin=8 * WIDE_LANES)
         return Layout(blocks, odd, 2, 4, n_in, 1)
     if not choices["joint"]:
         if choices["kept"]:
@@ -102,7 +108,8 @@ def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout,
     accumulate, scale, narrow = (schedule.get_sblock(name) for name in ("accumulate", "scale", "narrow"))
     block, odd, pair, lane, chunk, k = schedule.get_loops(accumulate)
     unrolled: tuple[Any, ...]
-    if kernel.wide:
+    along = kernel.wide and not choices["across"]
+    if along:
         schedule.reorder(block, odd, pair, chunk, k, lane)
         first, scale_at, dots, unrolled = chunk, pair, None, (odd, pair, chunk, k)
         schedule.vectorize(lane)
@@ -122,16 +129,16 @@ def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout,
     for loop in unrolled:
         schedule.unroll(loop)
     start = schedule.decompose_reduction(accumulate, first)
-    if layout.joint:
+    if along:
+        schedule.vectorize(schedule.get_loops(scale)[-1])
+    elif layout.joint:
         for loop in (*schedule.get_loops(start)[-2:], schedule.get_loops(scale)[-2]):
             schedule.unroll(loop)
         schedule.tensorize(dots, _joint_dots(layout.chunks // _pieces(layout.chunks), choices["kept"]))
-    elif not kernel.wide:
-        schedule.unroll(schedule.get_loops(start)[-1])
-        schedule.tensorize(dots, _row_dots(layout.lanes, layout.chunk))
-    if kernel.wide:
-        schedule.vectorize(schedule.get_loops(scale)[-1])
     else:
+        schedule.unroll(schedule.get_loops(start)[-1])
+        schedule.tensorize(dots, _wide_dots(layout.lanes) if kernel.wide else _row_dots(layout.lanes, layout.chunk))
+    if not along:
         schedule.tensorize(schedule.get_loops(scale)[-1], _scale4(kernel))
     if layout.odd == 2:
         schedule.tensorize(schedule.get_loops(narrow)[-3], _narrow16(kernel))
@@ -205,6 +212,17 @@ def _row_dots(lanes: int, n_in: int) -> str:
                 T.buffer_store(acc, mve.vmladava(acc[l], codes, weight.vload([l, start], "int8x16")), [l])
 
     return dot_products(f"mve_row_dots_{lanes}_{n_in}", lanes, n_in, fast)
+
+
+def _wide_dots(lanes: int) -> str:
+    """acc[l] + sum of eight products of 14-bit codes and 16-bit weights, for each of `lanes` outputs."""
+
+    def fast(x: Any, weight: Any, acc: Any) -> None:
+        codes = T.bind(T.Cast("int16x8", x.vload([0], "int32x8")))
+        for l in range(lanes):
+            T.buffer_store(acc, mve.vmladava(acc[l], codes, weight.vload([l, 0], "int16x8")), [l])
+
+    return dot_products(f"mve_wide_dots_{lanes}", lanes, WIDE_LANES, fast, codes="int32", weights="int16")
 
 
 def _joint_dots(chunks: int, kept: int) -> str:

@@ -29,7 +29,7 @@ def _call(intrinsic: int, dtype: str, *arguments: Any) -> Any:
 
 
 def vmladava(accumulator: Any, codes: Any, weight: Any) -> Any:
-    """`vmladava.s8`: accumulator + sum of 16 products of int8 lanes."""
+    """`vmladava.s8`, `.s16`: accumulator + sum of 16 products of int8 lanes, or 8 of int16."""
     return _call(_VMLADAVA, "int32", 0, 0, 0, accumulator, codes, weight)
 
 

@@ -215,7 +215,7 @@ def test_the_cases_above_tell_the_roundings_apart() -> None:
 # ---- a wide first layer: 14-bit codes, 16-bit weights, no multiplier ----
 
 
-@pytest.mark.parametrize("n_in", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("n_in", [1, 2, 3, 5, 6, 7, 8])
 def test_a_wide_layer_shifts_by_the_law(n_in: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(n_in)
     n_out, shift = 16 * n_in - 3, 2 * n_in
