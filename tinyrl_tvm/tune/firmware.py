@@ -82,8 +82,6 @@ class Bench:
         _, dtype, length = arrays[0]
         stride = -(-length * ITEM_BYTES[dtype] // ALIGNMENT) * ALIGNMENT // ITEM_BYTES[dtype]
         data = {"questions": _padded(questions.questions, stride, length, dtype), "answers": questions.answers}
-        if questions.bounds is not None:
-            data["bounds"] = questions.bounds
         data |= {parameter.name: parameter.values for parameter in placed.parameters}
         for name, values in data.items():
             np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tofile(sources / f"{name}.bin")
@@ -254,7 +252,6 @@ def _header(placed: PlacedKernel, questions: Exam, stride: int) -> str:
         n_answers=questions.answers.shape[1],
         input_stride=stride,
         output_length=output_length,
-        bounded=questions.bounds is not None,
         parameters=[
             {"name": p.name, "ctype": C_TYPES[str(p.values.dtype)], "origin": p.origin} for p in placed.parameters
         ],
