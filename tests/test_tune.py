@@ -164,7 +164,7 @@ def test_a_float_that_is_off_by_one_ulp_is_a_wrong_answer(
     zeros = int(np.flatnonzero(~asked.questions.any(axis=1))[0])
     np.testing.assert_array_equal(asked.answers[zeros], bias)
     ulps = exam(wrong, 16).answers.view(np.int32) - asked.answers.view(np.int32)
-    assert (ulps[zeros] == 1).all() and np.abs(ulps).max() < 100
+    assert (ulps[zeros] == 1).all()
     bench, task = Bench(board, tmp_path, workers, 30.0), task_of(right, TARGETS[board.target].kernels)
     tried(bench, task)
     with pytest.raises(Rejected, match=r"^wrong answers: "):
@@ -572,7 +572,7 @@ def test_compile_takes_choices_from_records_and_says_where_they_are_a_neighbours
 def test_tasks_are_listed(tmp_path: Path) -> None:
     result = tinyrl(*TUNE, "--tasks", "list", "-o", tmp_path / "r.json")
     assert result.exit_code == 0
-    assert re.search(r"│\s+2 │ dense 64 -> 64, int8\s+│\s+1 │\s+16 │ rows, unroll\s+│", result.stdout)
+    assert re.search(r"│\s+2 │ dense 64 -> 64, int8\s+│\s+1 │\s+32 │ rows, unroll,?\s", result.stdout)
     assert not (tmp_path / "r.json").exists()
 
 
