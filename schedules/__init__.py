@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from tvm import ir
 from tvm.s_tir import Schedule
 
-from schedules import dsp, mve, portable, scalar, simd, thumb1
+from schedules import dsp, llvm, mve, portable, scalar, simd, thumb1
 from schedules.kernels import Kernel, Layout, Parameter
-from schedules.knobs import Choices, Rule, defaults
+from schedules.knobs import Choices, Knobs, Rule, defaults
+from schedules.llvm import LlvmOptions
 
 RULES: dict[str, dict[type, Rule]] = {
     "portable": portable.RULES,
@@ -61,9 +62,9 @@ class PlacedKernel:
         return RULES[self.family][type(self.kernel)]
 
     @property
-    def attributes(self) -> tuple[str, ...]:
-        """What LLVM is told of the core for this kernel, beyond the target's own `mattr`: ("-lob",)."""
-        return self.rule.attributes(self.choices)
+    def llvm(self) -> LlvmOptions:
+        """What LLVM is told for this kernel beyond the target."""
+        return LlvmOptions(self.rule.attributes(self.choices), llvm.flags(self.kernel, self.family, self.choices))
 
     def module(self, family: str, name: str) -> ir.IRModule:
         """The kernel as the function `name`, scheduled for `family`: its own, or "portable" for the C twin."""
@@ -75,17 +76,34 @@ class PlacedKernel:
         return schedule.mod
 
 
+def knobs_of(kernel: Kernel, family: str) -> Knobs:
+    """The rule's own, and what LLVM may be told of a kernel that has some."""
+    own = RULES[family][type(kernel)].knobs(kernel)
+    return {**own, **llvm.knobs(kernel, family)} if own else {}
+
+
 def place(kernel: Kernel, family: str, choices: Choices | None = None) -> PlacedKernel:
     """`kernel` for `family`; a knob that `choices` leaves out is at its default.
 
     Raises ValueError when a choice is none of its knob's options, or the choices do not go together.
     """
-    rule = RULES[family][type(kernel)]
-    chosen = {**defaults(rule.knobs(kernel)), **(choices or {})}
+    knobs = knobs_of(kernel, family)
+    chosen = {**defaults(knobs), **(choices or {})}
     for name, value in chosen.items():
-        if value not in rule.knobs(kernel).get(name, ()):
+        if value not in knobs.get(name, ()):
             raise ValueError(f"{type(kernel).__name__} has no choice {name} = {value!r} for {family}")
-    return PlacedKernel(kernel, family, rule.layout(kernel, chosen), chosen)
+    return PlacedKernel(kernel, family, RULES[family][type(kernel)].layout(kernel, chosen), chosen)
 
 
-__all__ = ["RULES", "Choices", "Kernel", "Layout", "Parameter", "PlacedKernel", "Rule", "place"]
+__all__ = [
+    "RULES",
+    "Choices",
+    "Kernel",
+    "Layout",
+    "LlvmOptions",
+    "Parameter",
+    "PlacedKernel",
+    "Rule",
+    "knobs_of",
+    "place",
+]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 
-from schedules import RULES, Kernel, PlacedKernel, place
+from schedules import Kernel, PlacedKernel, knobs_of, place
 from schedules.knobs import Choices
 from schedules.signature import Signature, signature
 
@@ -24,7 +24,7 @@ def place_tuned(
     kernel: Kernel, family: str, winners: Mapping[Signature, Choices]
 ) -> tuple[PlacedKernel, Signature | None]:
     """The kernel with the choices of the nearest winner that fit it, and which one that was; None for the defaults."""
-    if not RULES[family][type(kernel)].knobs(kernel):
+    if not knobs_of(kernel, family):
         return place(kernel, family), None
     wanted = signature(kernel)
     alike = [

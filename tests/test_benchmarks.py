@@ -19,6 +19,7 @@ from latency import main as latency
 from latency import requantised
 from random_policies import layers_of, write
 
+from schedules import LlvmOptions
 from tinyrl_tvm.device import qemu
 from tinyrl_tvm.errors import TinyrlError
 
@@ -110,14 +111,17 @@ def test_a_rival_that_is_not_there_is_a_sentence(tmp_path: Path, monkeypatch: py
     assert cmsis_nn.rival_of(f"mps3-an547={tmp_path / 'built.a'}").compiler == "GCC (15:12.2.rel1-1) 12.2.1"
 
 
-def test_every_option_that_is_not_the_core_s_name_is_left_out_once() -> None:
-    whole = llvm_options.TARGETS[llvm_options.TARGET].llvm
-    variants = {name: options for name, (options, _) in llvm_options.variants().items()}
-    assert variants[llvm_options.NOTHING] == whole
-    for flag in whole["cl-opt"]:
-        assert variants[flag]["cl-opt"] == [other for other in whole["cl-opt"] if other != flag]
-    bare = variants["all of these"]
-    assert set(bare) == set(llvm_options.THE_CORE_ITSELF) & set(whole)
+def test_every_option_that_a_kernel_asks_for_is_left_out_alone_then_all_then_the_choice() -> None:
+    asked = [LlvmOptions(("-lob",), ("-a", "-b")), LlvmOptions((), ("-b",)), LlvmOptions()]
+    told = {variant.name: [variant.told(options) for options in asked] for variant in llvm_options.variants(asked)}
+    assert told == {
+        "`-a`": [LlvmOptions(("-lob",), ("-b",)), LlvmOptions((), ("-b",)), LlvmOptions()],
+        "`-b`": [LlvmOptions(("-lob",), ("-a",)), LlvmOptions(), LlvmOptions()],
+        "`-lob`": [LlvmOptions((), ("-a", "-b")), LlvmOptions((), ("-b",)), LlvmOptions()],
+        "all of these": [LlvmOptions()] * 3,
+        "the choice of flags": [LlvmOptions(("-lob",), ("-a", "-b")), *[LlvmOptions((), ("-a", "-b"))] * 2],
+    }
+    assert [llvm_options.WHOLE.told(options) for options in asked] == asked
 
 
 def test_a_farm_is_named_whole() -> None:

@@ -17,7 +17,7 @@ import pytest
 from policies import SANITIZERS, compile_model, dense_policy, replay
 from test_schedules import EDGE_ROWS, adversarial, codes_of, head_of, library_of, shown, walk
 
-from schedules import Kernel, place
+from schedules import Kernel, knobs_of, place
 from schedules import kernels as k
 from schedules.knobs import settings
 from schedules.scalar_arithmetic import has_integer_code, largest_accumulator
@@ -173,13 +173,14 @@ def test_settings_compile_and_branch_only_back(core: str) -> None:
     target = target_named(core)
     layer = small(adversarial(6, -7, -100, 90, n_in=13, n_out=7, table=False))
     head = head_of(k.ToFloat(np.ones(5, np.float32)), np.arange(5), 13)
-    knobs = place(layer, target.kernels).rule.knobs(layer)
+    knobs = knobs_of(layer, target.kernels)
     assert 1 < len(list(settings(knobs))) <= 60
     for choices in list(settings(knobs))[::3]:
         placed = place(layer, target.kernels, choices)
         assert placed.layout.n_out < 7 + choices["rows"]
-        assert_branches_go_back(lower.assembly(placed.module(target.kernels, "f"), target.tvm()))
-    lower.assembly(place(head, target.kernels, choices).module(target.kernels, "f"), target.tvm())
+        assert_branches_go_back(lower.assembly(placed.module(target.kernels, "f"), target.tvm(placed.llvm)))
+    placed = place(head, target.kernels, choices)
+    lower.assembly(placed.module(target.kernels, "f"), target.tvm(placed.llvm))
 
 
 def assert_branches_go_back(listing: str) -> None:

@@ -29,7 +29,7 @@ from tinyrl_tvm.device.emulator import emulate
 from tinyrl_tvm.device.workers import Workers
 from tinyrl_tvm.errors import NoAnswer, TinyrlError
 from tinyrl_tvm.records import Origin, Record, RecordFile, read
-from tinyrl_tvm.targets import BOARDS, Board
+from tinyrl_tvm.targets import BOARDS, TARGETS, Board
 from tinyrl_tvm.tune import policy as tuning
 from tinyrl_tvm.tune.firmware import Bench, Rejected, judge
 from tinyrl_tvm.tune.oracle import exam
@@ -110,7 +110,7 @@ NUMBERS = iter(range(10_000))
 
 def tried(bench: Bench, task: Task, kernel: k.Kernel | None = None, run: Callable[..., str] = emulate) -> float:
     """The default setting of the task, with the parameters of another kernel where one is given."""
-    placed = task_of(kernel or task.kernel).placed(task.default)
+    placed = task_of(kernel or task.kernel, task.family).placed(task.default)
     firmware = bench.build(next(NUMBERS), task, placed, placed.module(placed.family, "main"))
     return bench.measure(run, firmware)
 
@@ -145,6 +145,41 @@ def _spoilt(kernel: k.Kernel) -> Iterator[tuple[str, np.ndarray]]:
         bias = kernel.bias.copy()
         bias[0] += 1 if isinstance(kernel, k.DenseFloat) else 10_000
         yield "bias", bias
+
+
+@pytest.mark.parametrize("kind", ["layer", "head"])
+@pytest.mark.parametrize("board", [M55, M4], ids=lambda board: board.name)
+def test_a_float_that_is_off_by_one_ulp_is_a_wrong_answer(
+    board: Board, kind: str, workers: Workers, tmp_path: Path
+) -> None:
+    weight, bias = weights(4, 8, "float32"), np.abs(biases(4, "float32")) + np.float32(1)
+
+    def with_bias(values: np.ndarray) -> k.Kernel:
+        if kind == "layer":
+            return k.DenseFloat(weight, values, "identity")
+        return k.DenseHead(weight, values, k.Activate("identity"))
+
+    right, wrong = with_bias(bias), with_bias(np.nextafter(bias, np.float32(np.inf)))
+    asked = exam(right, 16)
+    zeros = int(np.flatnonzero(~asked.questions.any(axis=1))[0])
+    np.testing.assert_array_equal(asked.answers[zeros], bias)
+    ulps = exam(wrong, 16).answers.view(np.int32) - asked.answers.view(np.int32)
+    assert (ulps[zeros] == 1).all()
+    bench, task = Bench(board, tmp_path, workers, 30.0), task_of(right, TARGETS[board.target].kernels)
+    tried(bench, task)
+    with pytest.raises(Rejected, match=r"^wrong answers: "):
+        tried(bench, task, wrong)
+
+
+def test_no_float_is_asked_for_that_cores_answer_in_two_ways() -> None:
+    tiny = np.full((2, 3), 1e-39, np.float32)  # which Helium takes for zero
+    kernel = k.DenseFloat(tiny, np.zeros(2, np.float32), "identity")
+    asked = exam(kernel, 16)
+    assert not asked.answers.any() and not asked.questions.any()
+    huge = k.DenseFloat(np.full((1, 2), 3e38, np.float32), np.ones(1, np.float32), "relu")
+    assert np.isfinite(exam(huge, 16).answers).all()
+    with pytest.raises(TinyrlError, match=r"^no question to 'dense 3 -> 2, float32, identity' has a certain answer: "):
+        exam(dataclasses.replace(kernel, bias=tiny[:, 0]), 16)
 
 
 def test_what_is_written_past_the_output_is_rejected(bench: Bench) -> None:
@@ -537,7 +572,7 @@ def test_compile_takes_choices_from_records_and_says_where_they_are_a_neighbours
 def test_tasks_are_listed(tmp_path: Path) -> None:
     result = tinyrl(*TUNE, "--tasks", "list", "-o", tmp_path / "r.json")
     assert result.exit_code == 0
-    assert re.search(r"│\s+2 │ dense 64 -> 64, int8\s+│\s+1 │\s+16 │ rows, unroll\s+│", result.stdout)
+    assert re.search(r"│\s+2 │ dense 64 -> 64, int8\s+│\s+1 │\s+32 │ rows, unroll,?\s", result.stdout)
     assert not (tmp_path / "r.json").exists()
 
 

@@ -61,21 +61,23 @@ class Float32:
         return np.where(np.abs(values) < SMALLEST_NORMAL, F32(0), values) if self.flushes else values
 
 
-def answers(chain: Chain, head: Decision | Continuous, rows: np.ndarray, arithmetic: Float32) -> np.ndarray:
+def answers(chain: Chain, action: Decision | Continuous, rows: np.ndarray, arithmetic: Float32) -> np.ndarray:
     """The actions (n, n_actions) float32 or int32 for observations (n, n_obs); NaN or -1 where a number on the way is not
     finite."""
     from relay_passes.head import Decision
+    from relay_passes.lower_dense import FLOAT_FUNCTIONS
 
     x = _clipped(rows.astype(F32), *chain.limits)
     finite = np.isfinite(x).all(axis=1)
     for layer in chain.layers[:-1]:
-        x = _function(layer.function.operators, _dense(layer.weight, layer.bias, x, arithmetic), arithmetic)
+        x = dense(layer.weight, layer.bias, x, arithmetic)
+        x = activated(FLOAT_FUNCTIONS[layer.function.operators], x, arithmetic)
         finite &= np.isfinite(x).all(axis=1)
-    x = _head(chain.layers[-1].weight, chain.layers[-1].bias, x, arithmetic)
+    x = head(chain.layers[-1].weight, chain.layers[-1].bias, x, arithmetic)
     finite &= np.isfinite(x).all(axis=1)
-    if isinstance(head, Decision):
-        return np.where(finite[:, None], _decided(x, head), np.int32(-1))
-    x = _continuous(x, head, arithmetic)
+    if isinstance(action, Decision):
+        return np.where(finite[:, None], _decided(x, action), np.int32(-1))
+    x = _continuous(x, action, arithmetic)
     return np.where(finite[:, None] & np.isfinite(x).all(axis=1, keepdims=True), x, F32(np.nan))
 
 
@@ -85,7 +87,7 @@ def _clipped(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return np.clip(x, np.clip(low, -largest, largest).astype(F32), np.clip(high, -largest, largest).astype(F32))
 
 
-def _dense(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, arithmetic: Float32) -> np.ndarray:
+def dense(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, arithmetic: Float32) -> np.ndarray:
     """weight (n_in, n_out), x (n, n_in)."""
     total = np.broadcast_to(bias.astype(F32), (len(x), len(bias)))
     for k, row in enumerate(weight.astype(F32)):
@@ -93,7 +95,7 @@ def _dense(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, arithmetic: Floa
     return total
 
 
-def _head(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, arithmetic: Float32) -> np.ndarray:
+def head(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, arithmetic: Float32) -> np.ndarray:
     lanes: list[np.ndarray] = [np.zeros((len(x), len(bias)), F32) for _ in range(4)]
     for k, row in enumerate(weight.astype(F32)):
         lanes[k % 4] = arithmetic.fma(x[:, k, None], row, lanes[k % 4])
@@ -109,30 +111,33 @@ def _decided(x: np.ndarray, head: Decision) -> np.ndarray:
 
 
 def _continuous(x: np.ndarray, head: Continuous, arithmetic: Float32) -> np.ndarray:
-    x = _function(head.function.operators, x, arithmetic)
-    scale: np.ndarray = head.scale.astype(F32)
-    offset: np.ndarray = head.offset.astype(F32)
-    scaled, moved = bool(np.any(head.scale != 1)), bool(np.any(head.offset))
-    if scaled and moved:
-        x = arithmetic.fma(x, scale, offset)
-    elif scaled:
-        x = arithmetic.multiply(x, scale)
-    elif moved:
-        x = arithmetic.add(x, offset)
+    from relay_passes.lower_dense import FLOAT_FUNCTIONS
+
+    scale: np.ndarray | None = head.scale.astype(F32) if np.any(head.scale != 1) else None
+    offset: np.ndarray | None = head.offset.astype(F32) if np.any(head.offset) else None
+    x = affine(activated(FLOAT_FUNCTIONS[head.function.operators], x, arithmetic), scale, offset, arithmetic)
     if head.high is not None:
         x = np.minimum(x, head.high.astype(F32))
     return x if head.low is None else np.maximum(x, head.low.astype(F32))
 
 
-def _function(operators: tuple[str, ...], x: np.ndarray, arithmetic: Float32) -> np.ndarray:
-    if operators == ("nn.relu",):
+def affine(x: np.ndarray, scale: np.ndarray | None, offset: np.ndarray | None, arithmetic: Float32) -> np.ndarray:
+    if scale is not None and offset is not None:
+        return arithmetic.fma(x, scale, offset)
+    if scale is not None:
+        return arithmetic.multiply(x, scale)
+    return x if offset is None else arithmetic.add(x, offset)
+
+
+def activated(activation: str, x: np.ndarray, arithmetic: Float32) -> np.ndarray:
+    if activation == "relu":
         return np.maximum(x, F32(0))
-    if operators == ("tanh",):
+    if activation == "tanh":
         return tanh(x, arithmetic)
-    if operators == ("sigmoid",):
+    if activation == "sigmoid":
         half = F32(0.5)
         return arithmetic.fma(tanh(arithmetic.multiply(x, half), arithmetic), half, half)
-    assert operators == (), operators  # LowerDense refuses the others
+    assert activation == "identity", activation
     return x
 
 

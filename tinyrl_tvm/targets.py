@@ -12,6 +12,8 @@ from tinyrl_tvm.errors import unknown_name
 if TYPE_CHECKING:
     from tvm.target import Target as TvmTarget
 
+    from schedules import LlvmOptions
+
 
 @dataclass(frozen=True)
 class Target:
@@ -32,13 +34,16 @@ class Target:
     cflags: tuple[str, ...] = ()
     llvm: Mapping[str, object] = field(default_factory=dict)
 
-    def tvm(self, attributes: tuple[str, ...] = ()) -> TvmTarget:
-        """The target as TVM's LLVM knows it, with further `mattr`."""
+    def tvm(self, options: LlvmOptions | None = None) -> TvmTarget:
+        """The target as TVM's LLVM knows it, with what a kernel asks for beyond it."""
         from tvm.target import Target as TvmTarget
 
-        told: dict[str, Any] = {"kind": "llvm", "num-cores": 1, **self.llvm}
-        if attributes:
-            told["mattr"] = [*told.get("mattr", []), *attributes]
+        # of the width TVM warns where it has to guess; no kernel's code depends on it
+        told: dict[str, Any] = {"kind": "llvm", "num-cores": 1, "vector-width": 128, **self.llvm}
+        if options and options.attributes:
+            told["mattr"] = [*told.get("mattr", []), *options.attributes]
+        if options and options.flags:
+            told["cl-opt"] = list(options.flags)
         return TvmTarget(told)
 
 
@@ -97,10 +102,6 @@ class Board:
 
 INSTRUCTIONS_HZ = 1_000_000_000  # of virtual time
 
-# Loop strength reduction gives every load of an unrolled loop an address of its own, and spills them. P1/P3 whole: on
-# Cortex-M4 7,841/114,091 instructions with it, 7,498/110,143 without; on Cortex-M3 13,840/203,945 and 12,694/186,096.
-_WITHOUT_LSR = ["-disable-lsr:bool=true"]
-
 TARGETS = {
     target.name: target
     for target in (
@@ -115,12 +116,6 @@ TARGETS = {
                 "mcpu": "cortex-m55",
                 "mattr": ["+mve.fp"],
                 "mfloat-abi": "hard",
-                "vector-width": 128,
-                "fast-math-contract": True,  # a float product and its sum are one vfma
-                # Loop strength reduction turns the immediate offsets of vector loads into additions, and the scheduler,
-                # guarding register pressure, undoes the rest. P1/P2/P3 whole: 1,555/1,592/21,616 instructions without
-                # the two, 922/894/11,391 with them.
-                "cl-opt": ["-disable-lsr:bool=true", "-misched-regpressure:bool=false"],
             },
         ),
         Target(
@@ -133,8 +128,6 @@ TARGETS = {
                 "mtriple": "thumbv8m.main-unknown-none-eabihf",
                 "mcpu": "cortex-m33",
                 "mfloat-abi": "hard",
-                "vector-width": 32,
-                "cl-opt": _WITHOUT_LSR,
             },
         ),
         Target(
@@ -147,8 +140,6 @@ TARGETS = {
                 "mtriple": "thumbv7em-unknown-none-eabihf",
                 "mcpu": "cortex-m7",
                 "mfloat-abi": "hard",
-                "vector-width": 32,
-                "cl-opt": _WITHOUT_LSR,
             },
         ),
         Target(
@@ -161,8 +152,6 @@ TARGETS = {
                 "mtriple": "thumbv7em-unknown-none-eabihf",
                 "mcpu": "cortex-m4",
                 "mfloat-abi": "hard",
-                "vector-width": 32,
-                "cl-opt": _WITHOUT_LSR,
             },
         ),
         Target(
@@ -176,8 +165,6 @@ TARGETS = {
                 "mtriple": "thumbv7m-unknown-none-eabi",
                 "mcpu": "cortex-m3",
                 "mfloat-abi": "soft",
-                "vector-width": 32,
-                "cl-opt": _WITHOUT_LSR,
             },
         ),
         Target(
@@ -191,7 +178,6 @@ TARGETS = {
                 "mtriple": "thumbv6m-unknown-none-eabi",
                 "mcpu": "cortex-m0",
                 "mfloat-abi": "soft",
-                "vector-width": 32,
             },
         ),
         Target(
@@ -207,7 +193,6 @@ TARGETS = {
                 "mcpu": "generic-rv32",
                 "mattr": ["+m", "+c"],
                 "mabi": "ilp32",
-                "vector-width": 32,
             },
         ),
         Target("host", "C99 laid out so that a C compiler finds this machine's vectors", kernels="simd"),

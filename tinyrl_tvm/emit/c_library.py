@@ -125,7 +125,7 @@ def _kernel(step: Step, program: Program) -> dict[str, str]:
     kernel = {"summary": step.placed.summary, "prototype": prototype, "definition": definition, "assembly": ""}
     if program.guard:
         module = step.placed.module(step.placed.family, step.function)
-        listing = lower.assembly(module, program.target.tvm(step.placed.attributes))
+        listing = lower.assembly(module, program.target.tvm(step.placed.llvm))
         kernel["assembly"] = function_text(listing, step.function)
     return kernel
 

@@ -21,7 +21,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from schedules import PlacedKernel, place
+from schedules import LlvmOptions, PlacedKernel, place
 from schedules import kernels as k
 from tinyrl_tvm import project as projects
 from tinyrl_tvm import toolchain
@@ -76,14 +76,12 @@ class Bench:
         folder = self._folder / f"trial{number}"
         sources = folder / "sources"  # below the folder that a device sees
         sources.mkdir(parents=True)
-        listing = self._assembled(module, placed.attributes)
+        listing = self._assembled(module, placed.llvm)
         questions = self._exam(task)
         *arrays, _ = placed.arguments
         _, dtype, length = arrays[0]
         stride = -(-length * ITEM_BYTES[dtype] // ALIGNMENT) * ALIGNMENT // ITEM_BYTES[dtype]
         data = {"questions": _padded(questions.questions, stride, length, dtype), "answers": questions.answers}
-        if questions.bounds is not None:
-            data["bounds"] = questions.bounds
         data |= {parameter.name: parameter.values for parameter in placed.parameters}
         for name, values in data.items():
             np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tofile(sources / f"{name}.bin")
@@ -115,9 +113,9 @@ class Bench:
             raise Rejected(str(error).replace(f"'{firmware}' ", "")) from None
         return judge(printed)
 
-    def _assembled(self, module: Any, attributes: tuple[str, ...]) -> str:
+    def _assembled(self, module: Any, options: LlvmOptions) -> str:
         def call() -> str:
-            return self._workers.call(_assembly, module, self.target.name, attributes, timeout_s=self._timeout_s)
+            return self._workers.call(_assembly, module, self.target.name, options, timeout_s=self._timeout_s)
 
         try:
             try:
@@ -188,14 +186,14 @@ def judge(printed: str) -> float:
     return round(int(count[1]) / 100, 1)  # the hundredths are the tick's, and must not decide between equals
 
 
-def _assembly(module: Any, target: str, attributes: tuple[str, ...]) -> str:
+def _assembly(module: Any, target: str, options: LlvmOptions) -> str:
     """In a worker's process: LLVM's global options are one process's, so two threads must not generate code at once."""
     (variable,) = module.get_global_vars()
     import tvm
 
     function = module[variable].with_attr("global_symbol", FUNCTION)  # MetaSchedule calls every function main
     renamed = tvm.IRModule({FUNCTION: function})
-    return function_text(lower.assembly(renamed, target_named(target).tvm(attributes)), FUNCTION)
+    return function_text(lower.assembly(renamed, target_named(target).tvm(options)), FUNCTION)
 
 
 def _commands(board: Board, folder: Path) -> Commands:
@@ -254,7 +252,6 @@ def _header(placed: PlacedKernel, questions: Exam, stride: int) -> str:
         n_answers=questions.answers.shape[1],
         input_stride=stride,
         output_length=output_length,
-        bounded=questions.bounds is not None,
         parameters=[
             {"name": p.name, "ctype": C_TYPES[str(p.values.dtype)], "origin": p.origin} for p in placed.parameters
         ],

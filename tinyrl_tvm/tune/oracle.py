@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a kernel is asked in a trial, and what it must answer.
+"""What a kernel is asked in a trial, and what it must answer, bit for bit.
 
-Integer kernels follow `relay_passes/fixedpoint.py` bit for bit. Float kernels are computed in float64 and may differ by
-what float32 can lose in any order of summation: enough to reject a wrong schedule, and a policy's parity is judged bit
-for bit when it runs.
+Integer kernels follow `relay_passes/fixedpoint.py`, float kernels `tinyrl_tvm/float_oracle.py`: the order of their sums is
+the kernel's, whatever the schedule. What is not asked: where an integer comes near int32's end, and where a float on the
+way is past float32, or below 2^-126, which some cores take for zero.
 """
 
 from __future__ import annotations
@@ -15,38 +15,36 @@ import numpy as np
 from relay_passes import fixedpoint
 from schedules import Kernel
 from schedules import kernels as k
+from tinyrl_tvm import float_oracle
+from tinyrl_tvm.errors import TinyrlError
+from tinyrl_tvm.float_oracle import Float32
 
-UNIT_ROUNDOFF = 2.0**-24
-FUNCTION_ERROR = 1e-6  # our float32 tanh and sigmoid; measured 3.3e-7
 # QuantizeInt8 leaves no accumulator nearer to int32's end than this; what comes nearer is not asked.
 LARGEST = 2**31 - 1 - 2**15
 WIDE_LIMIT = 2**14 - 1  # codes of a wide first layer
-FLOAT_FUNCTIONS = {
-    "identity": lambda x: x,
-    "relu": lambda x: np.maximum(x, 0.0),
-    "tanh": np.tanh,
-    "sigmoid": lambda x: 0.5 + 0.5 * np.tanh(0.5 * x),
-}
 
 
 @dataclass(frozen=True, eq=False)
 class Exam:
-    """`questions` (n, n_in) in the kernel's own dtype, `answers` (n, n_answers) likewise; `bounds` of the same shape say
-    how far an answer may be off, None for bit for bit."""
+    """`questions` (n, n_in) in the kernel's own dtype, `answers` (n, n_answers) likewise."""
 
     questions: np.ndarray
     answers: np.ndarray
-    bounds: np.ndarray | None
 
 
 def exam(kernel: Kernel, n_rows: int, seed: int = 0) -> Exam:
-    """`n_rows` questions, the extremes first. Fewer when the answers to most are not certain."""
+    """`n_rows` questions, the extremes first. Fewer when the answers to most are not certain; raises TinyrlError when
+    none is."""
     rng = np.random.default_rng(seed)
     questions = _questions(kernel, 8 * n_rows, rng)
-    answers, bounds, certain = _answers(kernel, questions)
+    answers, certain = _answers(kernel, questions)
     kept = np.flatnonzero(certain)[:n_rows]
-    assert len(kept), f"no question to {kernel.summary} has a certain answer"
-    return Exam(questions[kept], answers[kept], None if bounds is None else bounds[kept].astype(np.float32))
+    if not len(kept):
+        raise TinyrlError(
+            f"no question to '{kernel.summary}' has a certain answer: a number on the way is past 3.4e38, or below 1.2e-38, "
+            "which some cores take for zero; name other --tasks"
+        )
+    return Exam(questions[kept], answers[kept])
 
 
 def _questions(kernel: Kernel, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -87,25 +85,22 @@ def _with_ends(rows: np.ndarray, end: float) -> np.ndarray:
     return rows
 
 
-def _answers(kernel: Kernel, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Answers, bounds or None, and which rows (n,) have certain answers."""
+def _answers(kernel: Kernel, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Answers, and which rows (n,) have certain ones."""
     everything: np.ndarray = np.ones(len(x), bool)
     if isinstance(kernel, k.Quantize):
-        return _codes_of(kernel, x), None, everything
+        return _codes_of(kernel, x), everything
     if isinstance(kernel, k.Clamp):
-        return np.clip(x, kernel.low, kernel.high), None, everything
-    if isinstance(kernel, k.DenseFloat):
-        exact, bound = _float_dense(kernel.weight, kernel.bias, x)
-        exact, bound = _activated(kernel.activation, exact, bound)
-        return exact.astype(np.float32), bound, everything
-    if isinstance(kernel, k.DenseHead) and kernel.floating:
-        return _float_head(kernel, x)
+        return np.clip(x, kernel.low, kernel.high), everything
+    if isinstance(kernel, k.DenseFloat) or (isinstance(kernel, k.DenseHead) and kernel.floating):
+        (answers, finite), (flushed, _) = (_of_floats(kernel, x, Float32(flushes)) for flushes in (False, True))
+        return answers, finite & (answers.view(np.int32) == flushed.view(np.int32)).all(axis=1)
     accumulator = x.astype(np.int64) @ kernel.weight.astype(np.int64).T + kernel.bias
     certain = (np.abs(accumulator) <= LARGEST).all(axis=1)
     accumulator = np.where(certain[:, np.newaxis], accumulator, 0).astype(np.int32)
     if isinstance(kernel, k.DenseCodes):
-        return _codes(kernel, accumulator), None, certain
-    return _read_off(kernel.answer, accumulator), None, certain
+        return _codes(kernel, accumulator), certain
+    return _read_off(kernel.answer, accumulator), certain
 
 
 def _codes_of(kernel: k.Quantize, x: np.ndarray) -> np.ndarray:
@@ -137,48 +132,29 @@ def _read_off(answer: k.Answer, accumulator: np.ndarray) -> np.ndarray:
     return _bounded(answer, fixedpoint.dequantize(accumulator, answer.scale)).astype(np.float32)
 
 
-def _float_dense(weight: np.ndarray, bias: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """weight @ x + bias in float64, and how far float32 may be from it in any order."""
-    rows: np.ndarray = x.astype(np.float64)
-    columns: np.ndarray = weight.astype(np.float64).T
-    n = (len(columns) + 2) * UNIT_ROUNDOFF
-    return rows @ columns + bias, n / (1 - n) * (np.abs(rows) @ np.abs(columns) + np.abs(bias))
-
-
-def _activated(activation: str, exact: np.ndarray, bound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return FLOAT_FUNCTIONS[activation](exact), bound + FUNCTION_ERROR * (activation in {"tanh", "sigmoid"})
-
-
-def _float_head(kernel: k.DenseHead, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    exact, bound = _float_dense(kernel.weight, kernel.bias, x)
+def _of_floats(kernel: k.DenseFloat | k.DenseHead, x: np.ndarray, arithmetic: Float32) -> tuple[np.ndarray, np.ndarray]:
+    """Answers, and which rows (n,) stay finite on the way."""
+    if isinstance(kernel, k.DenseFloat):
+        total = float_oracle.dense(kernel.weight.T, kernel.bias, x, arithmetic)
+        return float_oracle.activated(kernel.activation, total, arithmetic), np.isfinite(total).all(axis=1)
+    total = float_oracle.head(kernel.weight.T, kernel.bias, x, arithmetic)
+    finite = np.isfinite(total).all(axis=1)
     answer = kernel.answer
     if isinstance(answer, k.Positive):
-        return (exact > 0).astype(np.int32), None, (np.abs(exact) > bound).all(axis=1)
+        return (total > 0).astype(np.int32), finite
     if isinstance(answer, k.ArgMax):
-        runs = _runs(answer, exact)
-        clear = [_margin(run) > 2 * b.max(axis=1) for run, b in zip(runs, _runs(answer, bound), strict=True)]
-        return np.stack([run.argmax(axis=1) for run in runs], axis=1).astype(np.int32), None, np.all(clear, axis=0)
+        return np.stack([run.argmax(axis=1) for run in _runs(answer, total)], axis=1).astype(np.int32), finite
     assert isinstance(answer, k.Activate)
-    exact, bound = _activated(answer.activation, exact, bound)
-    scale = np.float64(1) if answer.scale is None else answer.scale.astype(np.float64)
-    offset = np.float64(0) if answer.offset is None else answer.offset.astype(np.float64)
-    exact = exact * scale + offset
-    bound = bound * np.abs(scale) + 4 * UNIT_ROUNDOFF * (np.abs(exact) + np.abs(offset))
-    return _bounded(answer, exact).astype(np.float32), bound, np.ones(len(x), bool)
+    value = float_oracle.activated(answer.activation, total, arithmetic)
+    value = float_oracle.affine(value, answer.scale, answer.offset, arithmetic)
+    return _bounded(answer, value), finite & np.isfinite(value).all(axis=1)
 
 
 def _runs(answer: k.ArgMax, values: np.ndarray) -> list[np.ndarray]:
     return np.split(values, np.cumsum(answer.runs)[:-1], axis=1)
 
 
-def _margin(run: np.ndarray) -> np.ndarray:
-    if run.shape[1] == 1:
-        return np.full(len(run), np.inf)
-    best = np.sort(run, axis=1)
-    return best[:, -1] - best[:, -2]
-
-
 def _bounded(answer: k.ToFloat | k.ThroughTable | k.Activate, values: np.ndarray) -> np.ndarray:
-    low = -np.inf if answer.low is None else answer.low
-    high = np.inf if answer.high is None else answer.high
-    return np.maximum(np.minimum(values, high), low)
+    if answer.high is not None:
+        values = np.minimum(values, answer.high)
+    return values if answer.low is None else np.maximum(values, answer.low)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from tvm_ffi import structural_hash
 
+from schedules import LlvmOptions
 from schedules.kernels import Layout
 from tinyrl_tvm.device.emulator import Emulate
 from tinyrl_tvm.device.workers import Workers
@@ -40,7 +41,7 @@ from tinyrl_tvm.tune.task import Setting, Task, setting_of
 if TYPE_CHECKING:
     from tvm import ir
 
-Code = tuple[int, Layout, tuple[str, ...], int]
+Code = tuple[int, Layout, LlvmOptions, int]
 
 BATCH = 16
 TIMEOUT_S = 20.0
@@ -202,7 +203,7 @@ class Session:
         """The schedule of a setting, and what tells its code from another's."""
         placed = task.placed(setting)
         module = placed.module(placed.family, "main")
-        return module, (task.index, placed.layout, placed.attributes, structural_hash(module))
+        return module, (task.index, placed.layout, placed.llvm, structural_hash(module))
 
     def _know_codes(self) -> None:
         """Of earlier records: a setting that would give the same code is not measured again either."""

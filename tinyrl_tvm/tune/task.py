@@ -10,7 +10,7 @@ from functools import cached_property
 
 from tvm import ir
 
-from schedules import RULES, Kernel, PlacedKernel, place
+from schedules import Kernel, PlacedKernel, knobs_of, place
 from schedules.knobs import defaults, settings
 from schedules.signature import Signature, signature
 from tinyrl_tvm.errors import TinyrlError
@@ -43,7 +43,7 @@ class Task:
 
     @cached_property
     def knobs(self) -> Mapping[str, tuple[int, ...]]:
-        return RULES[self.family][type(self.kernel)].knobs(self.kernel)
+        return knobs_of(self.kernel, self.family)
 
     @property
     def default(self) -> Setting:
