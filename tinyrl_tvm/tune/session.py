@@ -29,6 +29,7 @@ from tvm_ffi import structural_hash
 
 from schedules.kernels import Layout
 from tinyrl_tvm.device.emulator import Emulate
+from tinyrl_tvm.device.farm import Lost
 from tinyrl_tvm.device.workers import Workers
 from tinyrl_tvm.errors import NoAnswer, TinyrlError
 from tinyrl_tvm.records import Origin, Record
@@ -239,6 +240,9 @@ class Session:
             cost = bench.measure(self.device.emulate, firmware)
         except Rejected as error:
             rejected = str(error)
+        except Lost as error:  # no fault of the schedule's, and no other would be measured either
+            self._fail(error)
+            return None
         except NoAnswer as error:
             if setting == task.default:  # not a bad schedule but a bad board: every other would wait as long
                 self._fail(self._silent(task))
