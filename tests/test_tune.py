@@ -628,6 +628,40 @@ def test_ctrl_c_keeps_what_was_found(tmp_path: Path) -> None:
     assert all(record.cost is not None for record in found.records)  # none was rejected for being interrupted
 
 
+def test_ctrl_c_twice_as_the_session_begins_leaves_nothing(tmp_path: Path) -> None:
+    """While its processes are being started, which is when threads were left behind and complained."""
+    left, records = tmp_path / "tmp", tmp_path / "r.json"
+    left.mkdir()
+    command = [sys.executable, "-m", "tinyrl_tvm", *map(str, TUNE), "-o", str(records), "--tuner", "grid"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "TMPDIR": str(left)},
+    )
+    try:
+        deadline_s = time.monotonic() + 60
+        while not list(left.glob("tinyrl-tune-*")) and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.1)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (out, err) == ("", "stopped\n")
+    # Python dies of the signal itself where a C extension ran code of its own; to a shell both are 130
+    assert process.returncode in (130, -signal.SIGINT)
+    assert not list(left.glob("tinyrl-tune-*")) and not records.exists()
+    deadline_s = time.monotonic() + 20  # who was killed is gone as soon as the system has noticed
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline_s:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+
+
 def test_the_tuner_loads_in_seconds() -> None:
     """TVM's own import of its tensor intrinsics takes a minute."""
     script = (

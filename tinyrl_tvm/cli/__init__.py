@@ -91,4 +91,9 @@ for verb in (compile_verb, micro_verb, run_verb, tune_verb, tracker_verb, server
 
 
 def main() -> None:
-    cli(prog_name="tinyrl-tvm")  # also when it was started as python -m tinyrl_tvm
+    try:
+        cli(prog_name="tinyrl-tvm")  # also when it was started as python -m tinyrl_tvm
+    except SystemExit as left:
+        if left.code == STOPPED:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C does not change how it ends
+        raise
