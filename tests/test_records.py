@@ -54,13 +54,19 @@ def test_a_file_is_added_to(tmp_path: Path) -> None:
     assert read(path, "cortex-m55").records == (WON, LOST, REJECTED)
 
 
+def test_a_session_that_found_nothing_leaves_no_file(tmp_path: Path) -> None:
+    path = saved(tmp_path / "r.json")
+    assert not path.exists()
+    assert saved(saved(path, WON)).read_bytes() == WON.to_line()
+
+
 def test_half_a_line_does_not_count_and_does_not_swallow_the_next(tmp_path: Path) -> None:
     path = saved(tmp_path / "r.json", WON)
     path.write_bytes(path.read_bytes() + LOST.to_line()[:40])
     saved(path, REJECTED)
     records = read(path, "cortex-m55")
     assert records.records == (WON, REJECTED)
-    assert records.notes == (f"'{path}': line 2 skipped, which are no tuning records",)
+    assert records.notes == (f"'{path}': line 2 skipped, which is no tuning record",)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +97,7 @@ def test_half_a_line_does_not_count_and_does_not_swallow_the_next(tmp_path: Path
 def test_a_corrupt_record_is_skipped_and_named(line: bytes) -> None:
     records = parse(LOST.to_line() + line + b"\n" + WON.to_line(), "r.json", "cortex-m55")
     assert records.records == (LOST, WON)
-    assert records.notes == ("'r.json': line 2 skipped, which are no tuning records",)
+    assert records.notes == ("'r.json': line 2 skipped, which is no tuning record",)
 
 
 def test_many_corrupt_records_are_one_note() -> None:
@@ -123,7 +129,8 @@ def test_records_of_another_format_are_refused() -> None:
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    assert refusal(b"PK\x03\x04\n") == "'r.json' holds no tuning record; 'tinyrl-tvm tune' writes such files"
+    for data in (b"PK\x03\x04\n", b"", b"\n"):
+        assert refusal(data) == "'r.json' holds no tuning record; 'tinyrl-tvm tune' writes such files"
     with pytest.raises(TinyrlError, match=r"cannot read tuning records from '.*nowhere\.json': No such file"):
         read(tmp_path / "nowhere.json", "cortex-m55")
 

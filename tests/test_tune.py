@@ -23,9 +23,10 @@ from test_records import codes
 
 from schedules import RULES, Rule
 from schedules import kernels as k
-from tinyrl_tvm import pipeline
+from tinyrl_tvm import pipeline, toolchain
 from tinyrl_tvm.cli import cli
 from tinyrl_tvm.device.emulator import emulate
+from tinyrl_tvm.device.farm import Lost
 from tinyrl_tvm.device.workers import Workers
 from tinyrl_tvm.errors import NoAnswer, TinyrlError
 from tinyrl_tvm.records import Origin, Record, RecordFile, read
@@ -239,6 +240,11 @@ def test_tasks_are_named_by_number_or_by_name() -> None:
     assert [task.index for task in chosen(tasks, "1, 0")] == [0, 1]
     assert [task.index for task in chosen(tasks, "16 -> 32")] == [1]
     assert [task.index for task in chosen(tasks, "2")] == [2]
+    assert [task.index for task in chosen(tasks, "dense 16 -> 16, int8")] == [0]  # as --tasks list prints it
+    with pytest.raises(TinyrlError, match="no task '16 -> 3'; have: "):
+        chosen(tasks, "16 -> 3")
+    with pytest.raises(TinyrlError, match="no task 'a'; have: "):
+        chosen(tasks, "a,b")
     with pytest.raises(TinyrlError, match=r"^no task '7'; have: 0 \(dense 16 -> 16, int8\), 1 "):
         chosen(tasks, "7")
     with pytest.raises(TinyrlError, match="no task ''"):
@@ -443,6 +449,20 @@ def test_a_trial_that_hangs_is_rejected_and_a_board_that_hangs_is_named(known_co
     )
 
 
+def test_a_farm_that_is_lost_ends_the_session_and_rejects_no_schedule(known_costs, fake) -> None:
+    records: list[Record] = []
+
+    def lost(board: Board, firmware: Path, folder: Path, timeout_s: float) -> str:
+        raise Lost("no server of the key 'm55' is left")
+
+    device = Known(known_costs)
+    on = Device("qemu mps3-an547", M55, lost)
+    device.session = Session(known_costs, on, Plan(20, "random"), (), lambda task, record: records.append(record))
+    with pytest.raises(Lost, match=r"^no server of the key 'm55' is left$"):
+        device.session.run()
+    assert not records
+
+
 def test_an_error_of_ours_keeps_its_kind(known_costs, fake) -> None:
     def bug(task: Task, choices: dict[str, int]) -> None:
         raise ZeroDivisionError
@@ -503,6 +523,7 @@ def tinyrl(*arguments: object) -> Result:
 
 
 TUNE = ("tune", *P1, "--target", "cortex-m4")
+UNKNOWN_TARGET = f"no target 'cortex-m5'; have: {', '.join(sorted(TARGETS))}. Did you mean 'cortex-m55'?"
 
 
 def test_a_policy_is_tuned_and_compiled_by_what_was_found(tmp_path: Path) -> None:
@@ -569,6 +590,15 @@ def test_compile_takes_choices_from_records_and_says_where_they_are_a_neighbours
     assert refused.stderr.endswith("is of target 'cortex-m4', not of 'cortex-m55'; give records of that target\n")
 
 
+def test_what_to_type_next_compiles_what_was_tuned(tmp_path: Path) -> None:
+    """Without the calibration it would be a float policy."""
+    records = tmp_path / "r.json"
+    result = tinyrl(*TUNE, "-o", records, "--tasks", "3", "--trials", "1", "--tuner", "grid")
+    *_, last = result.stdout.splitlines()
+    given = f"{P1[0]} --target cortex-m4 --calibration {P1[2]} --tuning-records {records}"
+    assert last == f"next: tinyrl-tvm compile {given}"
+
+
 def test_tasks_are_listed(tmp_path: Path) -> None:
     result = tinyrl(*TUNE, "--tasks", "list", "-o", tmp_path / "r.json")
     assert result.exit_code == 0
@@ -580,6 +610,8 @@ def test_tasks_are_listed(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (("--trials", "0"), "0 trials measure nothing; give --trials 1 or more"),
+        (("--trials", "abc"), "Invalid value for '--trials': 'abc' is not a valid integer."),
+        (("--target", "cortex-m5"), UNKNOWN_TARGET),
         (("--tuner", "xgboost"), "no tuner 'xgboost'; have: evolutionary, grid, random, xgb. Did you mean 'xgb'?"),
         (("--device", "jlink"), "no device 'jlink'; have: qemu."),
         (("--device", "qemu:mps3-an547"), "'mps3-an547' has a 'cortex-m55', not a 'cortex-m4'; have: mps2-an386"),
@@ -592,6 +624,14 @@ def test_tasks_are_listed(tmp_path: Path) -> None:
 def test_what_cannot_be_done_is_one_sentence(arguments: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
     result = tinyrl(*TUNE, "-o", tmp_path / "r.json", *arguments)
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"{sentence}\n")
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_a_missing_emulator_is_found_out_before_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "_path_of", lambda tool: None)
+    result = tinyrl(*TUNE, "-o", tmp_path / "r.json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("no 'qemu-system-arm' on PATH; ")
     assert not (tmp_path / "r.json").exists()
 
 
@@ -621,6 +661,40 @@ def test_ctrl_c_keeps_what_was_found(tmp_path: Path) -> None:
     assert not found.notes
     assert 4 <= len(found.records) < 36
     assert all(record.cost is not None for record in found.records)  # none was rejected for being interrupted
+
+
+def test_ctrl_c_twice_as_the_session_begins_leaves_nothing(tmp_path: Path) -> None:
+    """While its processes are being started, which is when threads were left behind and complained."""
+    left, records = tmp_path / "tmp", tmp_path / "r.json"
+    left.mkdir()
+    command = [sys.executable, "-m", "tinyrl_tvm", *map(str, TUNE), "-o", str(records), "--tuner", "grid"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "TMPDIR": str(left)},
+    )
+    try:
+        deadline_s = time.monotonic() + 60
+        while not list(left.glob("tinyrl-tune-*")) and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.1)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (out, err) == ("", "stopped\n")
+    # Python dies of the signal itself where a C extension ran code of its own; to a shell both are 130
+    assert process.returncode in (130, -signal.SIGINT)
+    assert not list(left.glob("tinyrl-tune-*")) and not records.exists()
+    deadline_s = time.monotonic() + 20  # who was killed is gone as soon as the system has noticed
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline_s:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
 
 
 def test_the_tuner_loads_in_seconds() -> None:

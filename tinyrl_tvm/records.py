@@ -124,7 +124,7 @@ def parse(data: bytes, name: str, target: str) -> Records:
             records.append(_record(json.loads(line), f"'{name}' line {number}", target))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             damaged.append(number)
-    if not records and damaged:
+    if not records:
         raise TinyrlError(f"'{name}' holds no tuning record; 'tinyrl-tvm tune' writes such files")
     return Records(tuple(records), (_note(name, damaged),) if damaged else ())
 
@@ -168,8 +168,9 @@ def _cost(value: Any) -> float | None:
 def _note(name: str, damaged: list[int]) -> str:
     named = ", ".join(str(number) for number in damaged[:LINES_NAMED])
     more = ", ..." if len(damaged) > LINES_NAMED else ""
-    lines = "line" if len(damaged) == 1 else "lines"
-    return f"'{name}': {lines} {named}{more} skipped, which are no tuning records"
+    if len(damaged) == 1:
+        return f"'{name}': line {named} skipped, which is no tuning record"
+    return f"'{name}': lines {named}{more} skipped, which are no tuning records"
 
 
 class RecordFile:
@@ -202,3 +203,5 @@ class RecordFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stream.close()
+        if self.path.stat().st_size == 0:  # nothing was found: no file is left that would look as if
+            self.path.unlink()

@@ -5,7 +5,8 @@
     run.py       run                machine.py   targets, doctor
     tune.py      tune               rpc.py       rpc-tracker, rpc-server
 
-Exit status: 0 done, 1 what the user can mend (one bare sentence on stderr) or PARITY FAIL, 2 wrong usage, 130 stopped.
+Exit status: 0 done, 1 what the user can mend (one bare sentence on stderr) or PARITY FAIL, 2 words that no verb has, or
+too few of them, 130 stopped.
 Why the verbs import inside their functions: `--help` answers at once, without numpy, TVM, rich or jinja2.
 """
 
@@ -43,6 +44,9 @@ class Verbs(click.Group):
                 if interrupts or isinstance(error, KeyboardInterrupt):
                     tell("stopped")
                     ctx.exit(STOPPED)
+                if isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter):
+                    tell(error.format_message())  # without the lines of usage: the option was right, its value was not
+                    ctx.exit(1)
                 if isinstance(error, TinyrlError):
                     tell(str(error))
                     ctx.exit(1)
@@ -87,4 +91,9 @@ for verb in (compile_verb, micro_verb, run_verb, tune_verb, tracker_verb, server
 
 
 def main() -> None:
-    cli(prog_name="tinyrl-tvm")  # also when it was started as python -m tinyrl_tvm
+    try:
+        cli(prog_name="tinyrl-tvm")  # also when it was started as python -m tinyrl_tvm
+    except SystemExit as left:
+        if left.code == STOPPED:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C does not change how it ends
+        raise

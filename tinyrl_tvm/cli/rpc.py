@@ -55,9 +55,11 @@ def server_verb(tracker_address: str, key: str, device: str, host: str) -> None:
     """
     from tinyrl_tvm.device.devices import device_named
     from tinyrl_tvm.device.farm import Tracker, address, start_server
+    from tinyrl_tvm.toolchain import find
 
     tracker = Tracker(*address(tracker_address))
     board, emulate = device_named(device)
+    find(board.architecture.emulator)  # raises, where a tuner would reject every trial
     if not key or any(character.isspace() or character == ":" for character in key):
         raise TinyrlError(f"'{key}' is no key; give a word, as m55")
     tracker.servers()  # raises when there is no tracker

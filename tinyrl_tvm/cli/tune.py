@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -104,23 +105,41 @@ def tune_verb(
         with contextlib.closing(on), _bar() as bar:
             tuned = tuning.tune(wanted, on, plan, records, tuning_records, bar.begin, bar.advance)
     except KeyboardInterrupt:
-        tell(f"what was found is in '{records}'; the same command goes on from there")
+        if records.exists():  # else it was stopped before the first trial ended
+            tell(f"what was found is in '{records}'; the same command goes on from there")
         raise
     answer = _answer(tuned, records, on, plan.tuner, plan.seed)
     if as_json:
         say_json(answer)
     else:
-        _say(policy, answer, tuned)
+        _say(policy, answer, tuned, _compile_options(policy, target, precision, calibration, output, records))
+
+
+def _compile_options(
+    policy: Path, target: str, precision: str | None, calibration: Path | None, output: str | None, records: Path
+) -> str:
+    """Those that compile what was tuned: without the calibration it would be a float policy, which no record is of."""
+    options = {
+        "--target": target,
+        "--precision": precision,
+        "--calibration": calibration,
+        "--output": output,
+        "--tuning-records": records,
+    }
+    given = [(name, str(value)) for name, value in options.items() if value is not None]
+    return shlex.join([str(policy), *(word for option in given for word in option)])
 
 
 def _device(name: str, target: str, tracker: str | None, key: str | None) -> Device:
     from tinyrl_tvm.device.devices import device_named
+    from tinyrl_tvm.toolchain import find
     from tinyrl_tvm.tune.session import Device
 
     board, emulate = device_named(name, target)
     if tracker is None:
         if key is not None:
             raise TinyrlError(f"--rpc-key {key} without a tracker; give --rpc-tracker HOST:PORT too")
+        find(board.architecture.emulator)  # raises, where every trial would be rejected
         return Device(f"{name.partition(':')[0]} {board.name}", board, emulate)
     from tinyrl_tvm.device.farm import Farm
 
@@ -226,7 +245,7 @@ def _answer(tuned: Tuned, records: Path, device: Device, tuner: str, seed: int) 
     }
 
 
-def _say(policy: Path, answer: dict[str, Any], tuned: Tuned) -> None:
+def _say(policy: Path, answer: dict[str, Any], tuned: Tuned, compile_options: str) -> None:
     rows = [
         (
             outcome.task.name,
@@ -247,7 +266,7 @@ def _say(policy: Path, answer: dict[str, Any], tuned: Tuned) -> None:
     if default is not None and best is not None:
         say(f"these kernels together: {default:,.1f} by default, {best:,.1f} tuned ({_gain(default, best)})")
     say(f"wrote '{answer['records']}': {answer['measured']:,} trials measured now")
-    say(f"next: tinyrl-tvm compile {policy} --target {answer['target']} --tuning-records {answer['records']}")
+    say(f"next: tinyrl-tvm compile {compile_options}")
 
 
 def _gain(default: float | None, best: float | None) -> str:

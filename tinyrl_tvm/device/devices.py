@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from tinyrl_tvm.device.emulator import Emulate, emulate
 from tinyrl_tvm.errors import TinyrlError, unknown_name
-from tinyrl_tvm.targets import BOARDS, Board, board_named
+from tinyrl_tvm.targets import BOARDS, Board, board_named, target_named
 
 # How a firmware runs there.
 DEVICES: dict[str, Emulate] = {"qemu": emulate}
@@ -13,6 +13,8 @@ DEVICES: dict[str, Emulate] = {"qemu": emulate}
 
 def device_named(name: str, target: str | None = None) -> tuple[Board, Emulate]:
     """The board, by default the first of `target`, and how a firmware runs on it."""
+    if target is not None:
+        target_named(target)
     kind, _, board_name = name.partition(":")
     if kind not in DEVICES:
         raise unknown_name("device", kind, DEVICES)

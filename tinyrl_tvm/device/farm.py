@@ -18,6 +18,7 @@ import contextlib
 import json
 import shutil
 import socket
+import struct
 import tempfile
 import threading
 import time
@@ -36,14 +37,15 @@ FIRMWARE = "firmware.elf"
 ATTEMPTS = 4
 AT_MOST = 64  # calls at a time, and processes to make them
 GRACE_S = 10.0  # on top of a call's own limit: sending the firmware, and a server that is busy
+ANSWER_S = 5.0  # what a tracker may take for an answer
 CENSUS_S = 1.0  # how old the count of servers may be
 LATE_S = 30.0  # how long a call waits for a server to come back when there is none
 MAX_FILE_BYTES = 256 * 1024 * 1024
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-class Lost(TinyrlError):
-    """The farm cannot answer: its servers are gone."""
+class Lost(NoAnswer):
+    """The farm cannot answer, whatever it is asked: its servers are gone, or have another board."""
 
 
 def address(text: str) -> tuple[str, int]:
@@ -64,17 +66,20 @@ class Tracker:
 
     def servers(self) -> list[tuple[str, int]]:
         """Key and port of every server. Raises TinyrlError when no tracker answers."""
-        import tvm.rpc
+        from tvm.rpc import base
 
         try:
-            # TVM's own connection waits for ever, for a tracker and for its answer
-            with socket.create_connection((self.host, self.port), timeout=5.0):
-                pass
-            session = tvm.rpc.connect_tracker(self.host, self.port)
-            session._sock.settimeout(5.0)
-            summary = session.summary()
-            session.close()
-        except (OSError, RuntimeError, ValueError) as error:
+            # as TVM's own `TrackerSession.summary`, which waits for ever: for a tracker, its greeting and its answer
+            with socket.create_connection((self.host, self.port), timeout=ANSWER_S) as connection:
+                greeting = struct.pack("<i", base.RPC_TRACKER_MAGIC)
+                connection.sendall(greeting)
+                if base.recvall(connection, len(greeting)) != greeting:
+                    raise ValueError("something else answers there")
+                base.sendjson(connection, [base.TrackerCode.SUMMARY])
+                code, summary = base.recvjson(connection)
+                if code != base.TrackerCode.SUCCESS:
+                    raise ValueError(f"it answers with code {code}")
+        except (OSError, ValueError) as error:
             raise TinyrlError(
                 f"no RPC tracker at {self} ({error}); 'tinyrl-tvm rpc-tracker --host {self.host} --port {self.port}' "
                 "starts one"
@@ -125,7 +130,13 @@ class Farm:
             except Exception as error:  # whatever ended the session, another server may do better
                 reason = error
                 continue
-            return _received(answer, folder, f"the server at {answer['server']}")
+            server = f"the server at {answer['server']}"
+            if answer["board"] != board.name:
+                raise Lost(
+                    f"{server} has the board '{answer['board']}', and was asked for '{board.name}'; servers of one key "
+                    f"have one kind of board, so give another --rpc-key than '{self.key}'"
+                )
+            return _received(answer, folder, server)
         said = str(reason).strip().splitlines()
         raise Lost(
             f"{ATTEMPTS} times in a row a server of the key '{self.key}' was lost over a firmware "
@@ -218,10 +229,16 @@ def serving(board: Board, emulate: Emulate, name: str) -> Callable[[], None]:
 
 def _run(board: Board, emulate: Emulate, uploads: Path, request: dict[str, Any], name: str) -> dict[str, Any]:
     """Never raises: an exception would end TVM's server, not only the session."""
-    answer: dict[str, Any] = {"server": name, "printed": "", "error": None, "silent": False, "written": []}
+    answer: dict[str, Any] = {
+        "server": name,
+        "board": board.name,
+        "printed": "",
+        "error": None,
+        "silent": False,
+        "written": [],
+    }
     before = {path.name: path.stat().st_mtime_ns for path in uploads.iterdir()}
     if request["board"] != board.name:
-        answer["error"] = f"it has the board '{board.name}', and was asked for '{request['board']}'"
         return answer
     try:
         with tempfile.TemporaryDirectory(prefix="tinyrl-server-") as own:
@@ -275,4 +292,6 @@ def _refuse_taken(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except OSError as error:
-        raise TinyrlError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+        raise TinyrlError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port"
+        ) from None

@@ -8,6 +8,7 @@ to start one, so they are kept and used again.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import queue
 import signal
@@ -56,23 +57,32 @@ class Workers:
             raise NoAnswer(f"no answer within {timeout_s:g} s") from None
         except (ChildProcessError, EOFError):
             raise Died from None
+        except Exception:
+            if self._closed:  # a worker that is killed as it starts fails in ways of its own
+                raise Died from None
+            raise
         finally:
             self._idle.put(worker)
         return answer
 
     def start(self, number: int) -> list[threading.Thread]:
         """Start processes before they are needed."""
-        threads = [threading.Thread(target=self.call, args=(int,), kwargs={"timeout_s": 60.0}) for _ in range(number)]
+        threads = [threading.Thread(target=self._begin) for _ in range(number)]
         for thread in threads:
             thread.start()
         return threads
+
+    def _begin(self) -> None:
+        with contextlib.suppress(Exception):  # closed meanwhile, or the first call in earnest says what is wrong
+            self.call(int, timeout_s=60.0)
 
     def close(self) -> None:
         """End the processes, and with them the calls under way."""
         self._closed = True
         with self._lock:
             for worker in self._all:
-                worker.kill()
+                with contextlib.suppress(AttributeError):  # a call that ends just now may have ended the process too
+                    worker.kill()
 
     def _worker(self) -> Any:
         from tvm.support.popen_pool import PopenWorker

@@ -15,11 +15,13 @@ were asked for, whichever device was first.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,7 @@ from tvm_ffi import structural_hash
 from schedules import LlvmOptions
 from schedules.kernels import Layout
 from tinyrl_tvm.device.emulator import Emulate
+from tinyrl_tvm.device.farm import Lost
 from tinyrl_tvm.device.workers import Workers
 from tinyrl_tvm.errors import NoAnswer, TinyrlError
 from tinyrl_tvm.records import Origin, Record
@@ -95,6 +98,22 @@ class Outcome:
     choices: Setting
 
 
+@contextlib.contextmanager
+def _interrupts_noted() -> Iterator[list[int]]:
+    """While this lasts Ctrl-C adds to the list and raises nothing: threads that were being started would outlive the
+    session, and a second Ctrl-C would leave its folder and its processes behind."""
+    interrupts: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Session:
     """One run of the tuner. `on_record(task, record)` hears of every trial as it ends, in a thread of the session's."""
 
@@ -126,21 +145,23 @@ class Session:
         every trial that ended has been recorded."""
         if self.unasked == 0:
             return self.outcomes()
-        with tempfile.TemporaryDirectory(prefix="tinyrl-tune-") as folder, Workers() as workers:
+        with (
+            _interrupts_noted() as interrupts,
+            tempfile.TemporaryDirectory(prefix="tinyrl-tune-") as folder,
+            Workers() as workers,
+        ):
             starting = workers.start(min(os.cpu_count() or 1, self.unasked))
             loop = threading.Thread(target=self._guarded, args=(Path(folder), workers), name="MetaSchedule")
             loop.start()
-            try:
-                while loop.is_alive():
-                    loop.join(0.2)  # a wait without an end would not hear Ctrl-C
-            except BaseException:
-                self._stop.set()
+            while loop.is_alive() and not interrupts:
+                loop.join(0.2)  # a wait without an end would not hear Ctrl-C
+            self._stop.set()
+            if interrupts:
                 self.device.close()  # a call of a server that hangs need not be waited for
-                raise
-            finally:
-                self._stop.set()
-                for thread in (loop, *starting):
-                    thread.join()
+            for thread in (loop, *starting):
+                thread.join()
+        if interrupts:
+            raise KeyboardInterrupt
         if self._failure is not None:
             raise self._failure
         return self.outcomes()
@@ -240,6 +261,9 @@ class Session:
             cost = bench.measure(self.device.emulate, firmware)
         except Rejected as error:
             rejected = str(error)
+        except Lost as error:  # no fault of the schedule's, and no other would be measured either
+            self._fail(error)
+            return None
         except NoAnswer as error:
             if setting == task.default:  # not a bad schedule but a bad board: every other would wait as long
                 self._fail(self._silent(task))

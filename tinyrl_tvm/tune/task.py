@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -84,13 +85,18 @@ def tasks_of(kernels: Iterable[Kernel], family: str) -> tuple[Task, ...]:
 
 
 def chosen(tasks: tuple[Task, ...], wanted: str | None) -> tuple[Task, ...]:
-    """`wanted` is "0,2", or parts of their names: "dense 64 -> 64". None for those that have something to choose."""
+    """`wanted` is "0,2", a name, or whole words of names: "dense 64 -> 64". None for those that have something to choose."""
     if wanted is None:
         return tuple(task for task in tasks if len(task.settings) > 1)
     found: dict[int, Task] = {}
+    if named := tuple(task for task in tasks if task.name == wanted.strip()):
+        return named  # names have commas of their own
     for word in (part.strip() for part in wanted.split(",")):
+        whole = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")  # "64 -> 2" is no part of "64 -> 256"
         matching = [
-            task for task in tasks if word == str(task.index) or (word and not word.isdecimal() and word in task.name)
+            task
+            for task in tasks
+            if word == str(task.index) or (word and not word.isdecimal() and whole.search(task.name))
         ]
         if not matching:
             have = ", ".join(f"{task.index} ({task.name})" for task in tasks)
