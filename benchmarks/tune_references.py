@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tune the reference policies for every target that has a board, and write what won to `schedules/records/<target>.json`.
 
+Random policies of other widths are tuned with them, for a shape that nobody tuned takes the choices of the nearest that was.
 Those records ship: `compile` applies them. They hold a winner a kernel, be it the default. All trials go to `--work`, so
 that a run that was stopped goes on from there.
 
-    python benchmarks/tune_references.py [--target cortex-m55 ...] [--trials 512] [--work build/tuning]
+    python benchmarks/tune_references.py [--target cortex-m55 ...] [--trials 768] [--work build/tuning]
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+
+from random_policies import write
 
 from tinyrl_tvm.device.devices import device_named
 from tinyrl_tvm.errors import TinyrlError
@@ -25,20 +28,19 @@ from tinyrl_tvm.tune.task import chosen, tasks_of
 
 HERE = Path(__file__).parent
 POLICIES = ("P1", "P2", "P3", "cartpole", "pendulum")
+SHAPES = (((5, 32, 32, 3), "Tanh"), ((17, 128, 128, 6), "Relu"), ((24, 400, 300, 4), "Relu"))
 SHIPPED = HERE.parent / "schedules" / "records"
 
 
 def tuned(target: str, trials: int, tuner: str, work: Path) -> tuple[Outcome, ...]:
+    work.mkdir(parents=True, exist_ok=True)
+    policies = [HERE / "policies" / f"{policy}.onnx" for policy in POLICIES]
+    policies += [write(work, shape, activation, seed=0) for shape, activation in SHAPES]
     every = [
         task
-        for policy in POLICIES
+        for policy in policies
         for precision in ("int8", "float32")
-        for task in tasks_of_policy(
-            HERE / "policies" / f"{policy}.onnx",
-            target=target,
-            precision=precision,
-            calibration=HERE / "policies" / f"{policy}.npz",
-        )
+        for task in tasks_of_policy(policy, target=target, precision=precision, calibration=policy.with_suffix(".npz"))
         if task.family == target_named(target).kernels
     ]
     tasks = chosen(tasks_of([task.kernel for task in every], target_named(target).kernels), None)
@@ -46,7 +48,6 @@ def tuned(target: str, trials: int, tuner: str, work: Path) -> tuple[Outcome, ..
         return ()
     board, emulate = device_named("qemu", target)
     device = Device(f"qemu {board.name}", board, emulate)
-    work.mkdir(parents=True, exist_ok=True)
     count = [0]
 
     def told(task: object, record: Record) -> None:
@@ -79,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     targets = list(dict.fromkeys(board.target for board in BOARDS.values()))
     parser.add_argument("--target", nargs="+", choices=targets, default=targets)
-    parser.add_argument("--trials", type=int, default=512, help="of a target (default 512)")
+    parser.add_argument("--trials", type=int, default=768, help="of a target (default 768)")
     parser.add_argument("--tuner", default="xgb")
     parser.add_argument("--work", type=Path, default=HERE.parent / "build" / "tuning")
     options = parser.parse_args()
