@@ -228,6 +228,13 @@ def test_choices_that_do_not_fit_a_shape_are_passed_over(family: str) -> None:
         assert (placed.choices, known) == ({"rows": 1}, None)
 
 
+def test_blocks_that_would_pad_a_shape_are_passed_over() -> None:
+    winners = {signature(codes(16, 16)): {"rows": 16}, signature(codes(16, 64)): {"rows": 3}}
+    assert place_tuned(codes(16, 32), "dsp", winners)[0].choices["rows"] == 16
+    placed, known = place_tuned(codes(16, 18), "dsp", winners)
+    assert (placed.choices["rows"], known) == (3, signature(codes(16, 64)))
+
+
 def test_another_kind_of_code_says_nothing(family: str) -> None:
     placed, known = place_tuned(codes(16, 32), family, {signature(codes(16, 32, relu=True)): {"rows": 8}})
     assert (placed.choices, known) == ({"rows": 1}, None)
