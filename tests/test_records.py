@@ -229,10 +229,10 @@ def test_choices_that_do_not_fit_a_shape_are_passed_over(family: str) -> None:
 
 
 def test_blocks_that_would_pad_a_shape_are_passed_over() -> None:
-    winners = {signature(codes(16, 16)): {"rows": 16}, signature(codes(16, 64)): {"rows": 3}}
-    assert place_tuned(codes(16, 32), "dsp", winners)[0].choices["rows"] == 16
-    placed, known = place_tuned(codes(16, 18), "dsp", winners)
-    assert (placed.choices["rows"], known) == (3, signature(codes(16, 64)))
+    near, far = signature(codes(16, 30)), signature(codes(16, 64))
+    for n_out, rows, taken_from in ((35, 5, near), (32, 3, far)):
+        placed, known = place_tuned(codes(16, n_out), "dsp", {near: {"rows": 5}, far: {"rows": 3}})
+        assert (placed.choices["rows"], known) == (rows, taken_from)
 
 
 def test_another_kind_of_code_says_nothing(family: str) -> None:
