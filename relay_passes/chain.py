@@ -49,12 +49,12 @@ class Function:
     def operators(self) -> tuple[str, ...]:
         return tuple(op_name(value) for _, value in self.body)
 
-    def __call__(self, values: np.ndarray) -> np.ndarray:
-        """The function of each of `values` (n,), in float64."""
-        rows = {self.source: np.asarray(values, np.float64).reshape(-1, 1, 1)}
+    def __call__(self, values: np.ndarray, dtype: type[np.floating] = np.float64) -> np.ndarray:
+        """The function of each of `values` (n,), computed in `dtype`."""
+        rows = {self.source: np.asarray(values, dtype).reshape(-1, 1, 1)}
         with np.errstate(all="ignore"):  # exp of a large number is infinite on the way to a finite answer
             for var, value in self.body:
-                rows[var] = evaluate_expr(value, rows, np.float64)
+                rows[var] = evaluate_expr(value, rows, dtype)
         return np.broadcast_to(rows[self.result].reshape(-1), np.shape(values))
 
 
