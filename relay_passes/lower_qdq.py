@@ -53,6 +53,7 @@ from .write_int8 import INT32_MAX, Codes, Writer, multipliers, saturation
 LARGEST_SUM = 2**30
 # 16 bits hold so many steps of each of 256 codes, and an int8 weight makes them.
 CODE_STEPS = 127
+_TINY = 2.0**-126
 _CLAMPS = ("nn.relu", "clip")
 _ALL_CODES = np.arange(-128.0, 128.0)
 _WHOLE = "a policy is compiled to integers as a whole: quantise every layer, or none"
@@ -93,6 +94,12 @@ class _Layer:
     def scale(self) -> np.ndarray:
         """What one step of an accumulator stands for, (n_out,)."""
         return self.weight_scale * self.input.scale
+
+    @property
+    def largest_sums(self) -> np.ndarray:
+        """What an accumulator reaches at most, (n_out,)."""
+        bias = self.bias / self.scale - self.input.zero_point * self.weight_int8.sum(0)
+        return 128 * np.abs(self.weight_int8).sum(0) + np.abs(bias)
 
 
 def _read_layers(module: tvm.IRModule) -> list[_Layer]:
@@ -204,90 +211,108 @@ def _rounded_once(real: np.ndarray) -> tuple[np.ndarray, int]:
     return np.minimum(np.rint(np.ldexp(real, 31)), INT32_MAX).astype(np.int32), 0
 
 
+def _on_observations(features: Features, first: _Layer) -> tuple[tuple[np.ndarray, np.ndarray, int, int], _Layer]:
+    """How raw observations are quantised (inverse scale, zero point, low, high), and the first layer as one of these."""
+    grid, reads = first.input, (features.matrix != 0).astype(np.float64)
+    if np.any(reads.sum(0) != 1) or np.any(reads.sum(1) > 1):
+        raise UnsupportedGraph("what is quantised first mixes observations; every code must be one observation's")
+    slope, mean = features.matrix.sum(1), features.bias / grid.scale
+    with np.errstate(over="ignore"):
+        inverse = (np.where(slope == 0, 1.0, slope) / grid.scale).astype(np.float32)
+    # half a float32's range to either side, for kernels double it and Helium takes what is not normal for zero
+    normal = (np.abs(inverse) >= _TINY) & (np.abs(inverse) < 2.0**127)
+    if not normal.all() or np.abs(mean).max() > ZERO_POINT_MAX - 129:
+        raise UnsupportedGraph("an observation is scaled or shifted so far that its codes leave float32")
+    zero_point = (grid.zero_point + reads @ np.rint(mean)).astype(np.int32)
+    low, high = (int(end) for end in grid.codes(np.array([features.low, features.high])))
+    # what of a mean is no whole number of codes moves no code, but every sum
+    bias = first.bias + (mean - np.rint(mean)) @ first.weight_int8 * first.scale
+    return (inverse, zero_point, low, high), replace(first, weight_int8=reads @ first.weight_int8, bias=bias)
+
+
+def _check_sums(layer: _Layer) -> None:
+    least, most, largest = layer.scale.min(), layer.scale.max(), layer.largest_sums.max()
+    if least < _TINY or most > 2.0**90:
+        raise UnsupportedGraph(
+            f"a layer's int32 sums have steps of {least:g} to {most:g}, which leaves float32; calibrate it again"
+        )
+    if largest > LARGEST_SUM:
+        raise UnsupportedGraph(
+            f"a layer's int32 sums reach {largest:,.0f}, {LARGEST_SUM:,} is the most; calibrate with rows that move it"
+        )
+
+
+def _check_codes(layer: _Layer) -> None:
+    if layer.output is None:
+        raise UnsupportedGraph("the last layer's output has no codes, and its head needs them; quantise it as well")
+    finer = layer.scale.max() / layer.output.scale
+    if finer > 1:
+        raise UnsupportedGraph(
+            f"a layer's codes are {finer:.3g} times finer than its sums; calibrate with rows that move it"
+        )
+
+
 class _Own(Writer):
     """Writes layers at the scales they came with."""
 
     def __init__(self, chain: Chain, features: Features, layers: Sequence[_Layer]) -> None:
         super().__init__(chain)
-        self.features, self.layers = features, layers
+        self.quantize, first = _on_observations(features, layers[0])
+        self.hidden, self.last = (first, *layers[1:])[:-1], (first, *layers[1:])[-1]
+        # here, for a builder that is left open complains on stderr
+        for layer in (*self.hidden, self.last):
+            _check_sums(layer)
+            if layer is not self.last or self.reads_codes:
+                _check_codes(layer)
+
+    @property
+    def reach(self) -> float:
+        """How far the last layer's outputs reach."""
+        last = self.last
+        return float(np.abs(last.output.ends if last.output else last.scale * last.largest_sums).max())
+
+    @property
+    def reads_codes(self) -> bool:
+        """Whether the head tells more from the last layer's codes than from its sums."""
+        last, action = self.last, self.action
+        if isinstance(action, Decision):  # sums of several scales cannot be compared
+            runs = [] if action.positive else np.split(last.scale, np.cumsum(action.runs)[:-1])
+            return any(bool(np.any(run != run[0])) for run in runs)
+        # a function's table has an entry every 256 steps of sums, or every two codes
+        coarsest = 2 * last.output.scale if last.output else saturation(action.function, self.reach) / 64
+        return bool(action.function.body) and bool(256 * last.scale.max() > coarsest)
 
     def answer(self, observations: Var) -> relax.Expr:
-        codes, first = self.observed(observations, self.layers[0])
-        *hidden, last = (first, *self.layers[1:])
-        for layer in hidden:
+        inverse = self.quantize[0]
+        codes = self.call("tinyrl.quantize", observations, *self.quantize, dtype="int8", n=len(inverse))
+        for layer in self.hidden:
             codes = self.codes(codes, layer)
-        return self.head(codes, last)
-
-    def observed(self, observations: Var, first: _Layer) -> tuple[Var, _Layer]:
-        """Codes of the raw observations, and the first layer as one of these."""
-        features, grid = self.features, first.input
-        reads = (features.matrix != 0).astype(np.float64)
-        if np.any(reads.sum(0) != 1) or np.any(reads.sum(1) > 1):
-            raise UnsupportedGraph("what is quantised first mixes observations; every code must be one observation's")
-        slope, mean = features.matrix.sum(1), features.bias / grid.scale
-        with np.errstate(over="ignore"):
-            inverse = (np.where(slope == 0, 1.0, slope) / grid.scale).astype(np.float32)
-        if not np.isfinite(inverse).all() or np.abs(mean).max() > ZERO_POINT_MAX - 129:
-            raise UnsupportedGraph("an observation is scaled or shifted so far that its codes leave float32")
-        zero_point = (grid.zero_point + reads @ np.rint(mean)).astype(np.int32)
-        low, high = (int(end) for end in grid.codes(np.array([features.low, features.high])))
-        codes = self.call("tinyrl.quantize", observations, inverse, zero_point, low, high, dtype="int8", n=len(inverse))
-        # what of a mean is no whole number of codes moves no code, but every sum
-        bias = first.bias + (mean - np.rint(mean)) @ first.weight_int8 * first.scale
-        return codes, replace(first, weight_int8=reads @ first.weight_int8, bias=bias)
+        if self.reads_codes:
+            return self.read_off(*self.sums_of_codes(codes, self.last), self.reach)
+        return self.read_off(self.sums(codes, self.last), self.last.scale, self.reach)
 
     def codes(self, codes: Var, layer: _Layer) -> Var:
         """A layer's codes, through its table."""
         assert layer.output is not None
         grid, table = layer.output, layer.table
-        real = layer.scale / grid.scale
-        if real.max() > 1:
-            raise UnsupportedGraph(
-                f"a layer's codes are {real.max():.3g} times finer than its sums; calibrate with rows that move it"
-            )
         low, high = (int(end) for end in grid.codes(np.array(layer.clamp)))
         if table is not None and np.array_equal(table, np.clip(_ALL_CODES, table.min(), table.max())):
             low, high = (int(np.clip(end, table.min(), table.max())) for end in (low, high))
             table = None
-        how = (*_rounded_once(real), grid.zero_point, low, high)
-        result = self.call("tinyrl.requantize", self.sums(codes, layer), *how, dtype="int8", n=len(real))
+        how = (*_rounded_once(layer.scale / grid.scale), grid.zero_point, low, high)
+        result = self.call("tinyrl.requantize", self.sums(codes, layer), *how, dtype="int8", n=len(layer.scale))
         if table is None:
             return result
-        return self.call("tinyrl.lookup", result, table.astype(np.int8), dtype="int8", n=len(real))
-
-    def head(self, codes: Var, layer: _Layer) -> relax.Expr:
-        if isinstance(self.action, Decision):
-            runs = [] if self.action.positive else np.split(layer.scale, np.cumsum(self.action.runs)[:-1])
-            if any(np.any(run != run[0]) for run in runs):  # sums of several scales cannot be compared, their codes can
-                return self.decide(self.sums_of_codes(codes, layer, 1)[0], self.action)
-            return self.decide(self.sums(codes, layer), self.action)
-        ends = layer.output.ends if layer.output else layer.scale * self.largest_sums(layer)
-        reach = float(np.abs(ends).max())
-        if self.action.function.body:
-            # a function is read at every 256th step: of sums coarser than codes are, codes tell more
-            coarsest = 2 * layer.output.scale if layer.output else saturation(self.action.function, reach) / 64
-            if 256 * layer.scale.max() > coarsest:
-                return self.read_off(*self.sums_of_codes(codes, layer, CODE_STEPS), reach)
-        return self.read_off(self.sums(codes, layer), layer.scale, reach)
-
-    def sums_of_codes(self, codes: Var, layer: _Layer, steps: int) -> tuple[Var, np.ndarray]:
-        """The last layer's codes as accumulators, `steps` to a code, and the scale of these."""
-        if layer.output is None:
-            raise UnsupportedGraph("the last layer's output has no codes, and its head needs them; quantise it as well")
-        n, grid = len(layer.scale), layer.output
-        read = Codes(self.codes(codes, layer), np.asarray(grid.scale), np.asarray(float(grid.zero_point)))
-        scale = np.full(n, grid.scale / steps)
-        return self.accumulate(read, np.eye(n) * grid.scale, np.zeros(n), scale), scale
+        return self.call("tinyrl.lookup", result, table.astype(np.int8), dtype="int8", n=len(layer.scale))
 
     def sums(self, codes: Var, layer: _Layer) -> Var:
-        if (largest := self.largest_sums(layer).max()) > LARGEST_SUM:
-            raise UnsupportedGraph(
-                f"a layer's int32 sums reach {largest:,.0f}, {LARGEST_SUM:,} is the most; calibrate with rows that move it"
-            )
         read = Codes(codes, np.asarray(layer.input.scale), np.asarray(float(layer.input.zero_point)))
         return self.accumulate(read, layer.weight_int8 * layer.scale, layer.bias, layer.scale)
 
-    def largest_sums(self, layer: _Layer) -> np.ndarray:
-        """What an accumulator reaches at most, (n_out,)."""
-        bias = layer.bias / layer.scale - layer.input.zero_point * layer.weight_int8.sum(0)
-        return 128 * np.abs(layer.weight_int8).sum(0) + np.abs(bias)
+    def sums_of_codes(self, codes: Var, layer: _Layer) -> tuple[Var, np.ndarray]:
+        """The last layer's codes as accumulators, CODE_STEPS to a code, and the scale of these."""
+        assert layer.output is not None
+        n, grid = len(layer.scale), layer.output
+        read = Codes(self.codes(codes, layer), np.asarray(grid.scale), np.asarray(float(grid.zero_point)))
+        scale = np.full(n, grid.scale / CODE_STEPS)
+        return self.accumulate(read, np.eye(n) * grid.scale, np.zeros(n), scale), scale

@@ -30,10 +30,10 @@ class Grid:
     zero_point: int
 
     def __post_init__(self) -> None:
-        if not np.finfo(np.float32).tiny <= self.scale < np.inf or not -128 <= self.zero_point <= 127:
+        if not np.finfo(np.float32).tiny <= self.scale < 2.0**90 or not -128 <= self.zero_point <= 127:
             raise UnsupportedGraph(
                 f"codes of scale {self.scale:g} and zero point {self.zero_point}, counted as int8; "
-                "a scale is a positive number, a zero point a code"
+                "a scale is a positive number that leaves float32 room, a zero point a code"
             )
 
     @property

@@ -94,6 +94,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "float bias": {"QuantizeBias": False},
     "layers alone": {"operators": ["Gemm"]},
     "in ONNX Runtime's own domain": {"UseQDQContribOps": True},
+    "a pair for every reader": {"DedicatedQDQPair": True},
 }
 
 
@@ -527,15 +528,76 @@ def test_observations_of_several_scales_are_refused_with_what_would_do(tmp_path:
 
 
 def test_codes_finer_than_their_sums_are_refused(tmp_path: Path) -> None:
-    model = with_initializer(SMALL_CODED, "t1_scale", np.asarray(1e-9, np.float32))
-    message = refusal(with_initializer(model, "c1_quantized_scale", constant(model, "c1_quantized_scale")), tmp_path)
+    message = refusal(with_initializer(SMALL_CODED, "t1_scale", np.asarray(1e-9, np.float32)), tmp_path)
     assert "times finer than its sums; calibrate with rows that move it" in message
 
 
-def test_a_bias_past_every_sum_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scales", "said"),
+    [
+        ({"obs_scale": 3e38}, "has a scale that is 3e+38; calibrate again"),
+        ({"c0_scale": 1e-37, "c1_quantized_scale": 1.0, "t1_scale": 1.0}, "int32 sums have steps of 1e-39"),
+        ({"obs_scale": 1e20, "c0_scale": 1e20, "t1_scale": 1e20}, "int32 sums have steps of 1e+40"),
+    ],
+)
+def test_scales_that_float32_has_no_room_for_are_refused(scales: dict[str, float], said: str, tmp_path: Path) -> None:
+    model = with_initializer(SMALL_CODED, "obs_scale", np.asarray(0.01, np.float32))
+    for name, value in scales.items():
+        like = constant(model, name)
+        model = with_initializer(model, name, np.full(like.shape, value, np.float32))
+    assert said in refusal(model, tmp_path)
+
+
+def test_a_bias_past_every_sum_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     biases = np.full(16, 2**31 - 1, np.int32)
     message = refusal(with_initializer(SMALL_CODED, "c1_quantized", biases), tmp_path)
+    assert "BlockBuilder" not in capfd.readouterr().err
     assert message.startswith("'policy.onnx': a layer's int32 sums reach 2,147,")
+
+
+def test_an_activation_of_a_float_is_refused(tmp_path: Path) -> None:
+    model = quantised(
+        dense_policy((6, 16, 3), activation="Tanh"), operators=["Gemm"], OpTypesToExcludeOutputQuantization=["Gemm"]
+    )
+    assert refusal(model, tmp_path) == (
+        "'policy.onnx': 'tanh' reads a dense layer's output without codes; "
+        "a policy is compiled to integers as a whole: quantise every layer, or none"
+    )
+
+
+def test_an_arg_max_of_sums_of_several_scales_without_codes_is_refused(tmp_path: Path) -> None:
+    model = dense_policy((6, 16, 3), head=arg_max)
+    options = {"operators": ["Gemm"], "OpTypesToExcludeOutputQuantization": ["Gemm"]}
+    assert refusal(quantised(model, per_channel=True, **options), tmp_path) == (
+        "'policy.onnx': the last layer's output has no codes, and its head needs them; quantise it as well"
+    )
+    rows = observations_for(model, 64)
+    per_tensor = quantised(model, **options)
+    np.testing.assert_array_equal(answers(per_tensor, tmp_path, rows), reference_answers(per_tensor, rows))
+
+
+def test_weights_rescaled_behind_their_codes_are_refused(tmp_path: Path) -> None:
+    model = copy.deepcopy(SMALL_CODED)
+    for node in model.graph.node:
+        if node.op_type == "Gemm":
+            node.attribute.append(helper.make_attribute("alpha", 0.3))
+    assert refusal(model, tmp_path) == (
+        "'policy.onnx': weights are rescaled after they were quantised; quantise them as the layer takes them"
+    )
+
+
+def test_constants_may_be_nodes_and_zero_points_missing(tmp_path: Path) -> None:
+    model = quantised(SMALL, activations=UINT8)
+    model = with_initializer(model, "obs_zero_point", np.array(0, np.uint8))
+    rows = observations_for(SMALL, 64)
+    wanted = answers(model, tmp_path, rows)
+    for node in model.graph.node:
+        if "obs_zero_point" in node.input:
+            del node.input[2]  # which says 0, of uint8
+    for tensor in model.graph.initializer:
+        model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+    del model.graph.initializer[:]
+    np.testing.assert_array_equal(answers(model, tmp_path, rows), wanted)
 
 
 def without_node(model: onnx.ModelProto, index: int) -> onnx.ModelProto:

@@ -2,7 +2,7 @@
 """What a quantised model may say: QuantizeLinear and DequantizeLinear with int8 or uint8 codes, refused by name otherwise.
 
     activations   int8 or uint8, one scale a tensor       weights   int8 or uint8, one scale a tensor or an output channel
-    scales        constants, positive, normal float32     biases    int32, or of any kind above, or float
+    scales        constants, from 2^-126 to 2^90          biases    int32, or of any kind above, or float
 
 Source: ONNX's QuantizeLinear and DequantizeLinear; ONNX Runtime's operators of the domain com.microsoft.
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnx
 
 QDQ_OPS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+LARGEST_SCALE = 2.0**90  # 256 codes of it, and the sums of their products, are float32 numbers
 # Operators on codes themselves: the quantiser's other format, and dynamic quantisation.
 _ON_CODES = frozenset(
     {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
@@ -77,7 +78,7 @@ def _check(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], varying
     if node.input[1] not in constants:
         raise refused("computes its scale; quantise statically, with quantize_static")
     scales: np.ndarray = _values(constants[node.input[1]])
-    wrong = scales[~((scales >= np.finfo(np.float32).tiny) & (scales < np.inf))]
+    wrong = scales[~((scales >= np.finfo(np.float32).tiny) & (scales < LARGEST_SCALE))]
     if wrong.size or not scales.size:
         said = f"{wrong[0]:g}" if wrong.size else "missing"
         raise refused(f"has a scale that is {said}; calibrate again, with rows that move every layer")
