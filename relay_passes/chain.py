@@ -26,7 +26,7 @@ from .evaluate import ELEMENTWISE, evaluate_expr
 Binding = tuple[Var, relax.Expr]
 
 # Elementwise operators that `evaluate` keeps with those that look at attributes.
-_WITH_ATTRIBUTES = ("clip", "nn.leakyrelu", "nn.softplus", "nn.selu", "astype")
+_WITH_ATTRIBUTES = ("clip", "nn.leakyrelu", "nn.softplus", "nn.selu", "astype", "quantize", "dequantize")
 
 
 @tvm_ffi.register_error  # or it would leave a pass as a RuntimeError
@@ -49,12 +49,12 @@ class Function:
     def operators(self) -> tuple[str, ...]:
         return tuple(op_name(value) for _, value in self.body)
 
-    def __call__(self, values: np.ndarray) -> np.ndarray:
-        """The function of each of `values` (n,), in float64."""
-        rows = {self.source: np.asarray(values, np.float64).reshape(-1, 1, 1)}
+    def __call__(self, values: np.ndarray, dtype: type[np.floating] = np.float64) -> np.ndarray:
+        """The function of each of `values` (n,), computed in `dtype`."""
+        rows = {self.source: np.asarray(values, dtype).reshape(-1, 1, 1)}
         with np.errstate(all="ignore"):  # exp of a large number is infinite on the way to a finite answer
             for var, value in self.body:
-                rows[var] = evaluate_expr(value, rows, np.float64)
+                rows[var] = evaluate_expr(value, rows, dtype)
         return np.broadcast_to(rows[self.result].reshape(-1), np.shape(values))
 
 
@@ -65,6 +65,19 @@ class Layer:
     weight: np.ndarray
     bias: np.ndarray
     function: Function
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the first layer reads: clip(observations @ matrix + bias, low, high), the inputs joined in main's order.
+
+    matrix (n_obs, n_features), bias (n_features,); low and high are numbers, infinite where nothing is clipped.
+    """
+
+    matrix: np.ndarray
+    bias: np.ndarray
+    low: float = -np.inf
+    high: float = np.inf
 
 
 @dataclass(frozen=True)
@@ -91,11 +104,16 @@ def read_chain(module: tvm.IRModule) -> Chain:
     """The chain of `main`. Raises UnsupportedGraph."""
     main = module["main"]
     line = list(bindings(main))
-    starts = [i for i, (_, value) in enumerate(line) if _is_dense(value)]
-    if not starts:
-        raise UnsupportedGraph("the policy has no dense layer; there is nothing to compile")
+    layers, head = read_layers(line)
+    layers[0], limits = _on_observations(layers[0], read_features(module))
+    return Chain(tuple(main.params), limits, tuple(layers), tuple(head), main.body.body)
+
+
+def read_layers(line: Sequence[Binding]) -> tuple[list[Layer], list[Binding]]:
+    """The dense layers, the first of them one of its features, and what follows the last. Raises UnsupportedGraph."""
+    starts = _starts(line)
     ends = [*starts[1:], len(line)]
-    layers = []
+    layers: list[Layer] = []
     for start, end in zip(starts, ends, strict=True):
         _, matmul = line[start]
         if start + 1 >= end or op_name(line[start + 1][1]) != "add":
@@ -105,11 +123,17 @@ def read_chain(module: tvm.IRModule) -> Chain:
         if bias is None or not add.args[0].same_as(line[start][0]):
             raise UnsupportedGraph(f"'{total.name}' adds something computed to a dense layer; {_ONLY_CHAINS}")
         body = tuple(line[start + 2 : end]) if end < len(line) else ()
-        layers.append(Layer(known(matmul.args[1]), bias.reshape(-1), elementwise(total, body)))
-        if layers[:-1] and not matmul.args[0].same_as(layers[-2].function.result):
+        if layers and not matmul.args[0].same_as(layers[-1].function.result):
             raise UnsupportedGraph(f"'{line[start][0].name}' reads an earlier layer; {_ONLY_CHAINS}")
-    layers[0], limits = _on_observations(layers[0], main, line[: starts[0]], line[starts[0]][1].args[0])
-    return Chain(tuple(main.params), limits, tuple(layers), tuple(line[starts[-1] + 2 :]), main.body.body)
+        layers.append(Layer(known(matmul.args[1]), bias.reshape(-1), elementwise(total, body)))
+    return layers, list(line[starts[-1] + 2 :])
+
+
+def _starts(line: Sequence[Binding]) -> list[int]:
+    starts = [i for i, (_, value) in enumerate(line) if _is_dense(value)]
+    if not starts:
+        raise UnsupportedGraph("the policy has no dense layer; there is nothing to compile")
+    return starts
 
 
 # A product of two observations would pass for one of these; the probes tell.
@@ -143,19 +167,20 @@ def _size(arg: relax.Expr) -> int:
     return 1 if values is None else int(values.size)
 
 
-def _on_observations(
-    layer: Layer, main: relax.Function, prelude: list[Binding], features: relax.Expr
-) -> tuple[Layer, tuple[np.ndarray, np.ndarray]]:
-    """The first layer as one of raw observations, and the limits these are clipped to.
+def read_features(module: tvm.IRModule) -> Features:
+    """What `main`'s first layer reads of the observations. Raises UnsupportedGraph.
 
     What joins, flattens, permutes and scales the observations is affine; its matrix is read off its values at zero and at
-    the unit vectors. A clip after it is one of single observations, if every feature is made of one.
+    the unit vectors.
     """
+    main = module["main"]
+    line = list(bindings(main))
+    start = _starts(line)[0]
+    prelude, features = line[:start], line[start][1].args[0]
     lengths = [int(np.prod(shape_of(param))) for param in main.params]
     n = sum(lengths)
     if any("int" in str(param.ty.dtype) for param in main.params):
         raise UnsupportedGraph("the observation is an integer (a Discrete space); only Box observations are compiled")
-    low, high = np.full(n, -np.inf), np.full(n, np.inf)
     clip = prelude.pop()[1] if prelude and op_name(prelude[-1][1]) == "clip" else None
     evaluate = _prelude(main.params, lengths, prelude, features if clip is None else clip.args[0])
     points = np.concatenate([np.zeros((1, n)), np.eye(n), np.random.default_rng(0).normal(scale=100.0, size=(8, n))])
@@ -165,12 +190,24 @@ def _on_observations(
     linear = all(op_name(value) in _LINEAR or isinstance(value, Tuple | TupleGetItem) for _, value in prelude)
     if not linear or not np.allclose(points @ matrix + bias, values, rtol=1e-6, atol=1e-6):
         raise UnsupportedGraph(f"the observation goes through {names} before the first layer, which is not affine")
-    if clip is not None:
+    if clip is None:
+        return Features(matrix, bias)
+    return Features(matrix, bias, float(clip.args[1].value), float(clip.args[2].value))
+
+
+def _on_observations(layer: Layer, features: Features) -> tuple[Layer, tuple[np.ndarray, np.ndarray]]:
+    """The first layer as one of raw observations, and the limits these are clipped to.
+
+    A clip of features is one of single observations, if every feature is made of one.
+    """
+    matrix, bias = features.matrix, features.bias
+    low, high = np.full(len(matrix), -np.inf), np.full(len(matrix), np.inf)
+    if np.isfinite([features.low, features.high]).any():
         if np.any((matrix != 0).sum(0) != 1) or np.any((matrix != 0).sum(1) > 1):
             raise UnsupportedGraph("a clip before the first layer mixes observations; only single ones can be clipped")
         feature_of = np.abs(matrix).argmax(0)
         slopes = matrix[feature_of, np.arange(matrix.shape[1])]
-        ends = np.sort([(float(clip.args[k].value) - bias) / slopes for k in (1, 2)], axis=0)
+        ends = np.sort([(end - bias) / slopes for end in (features.low, features.high)], axis=0)
         low[feature_of], high[feature_of] = ends
     weight = matrix @ layer.weight.astype(np.float64)
     total = bias @ layer.weight.astype(np.float64) + layer.bias

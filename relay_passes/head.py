@@ -124,7 +124,9 @@ def _continuous(body: Sequence[Binding], last: Var, n: int) -> Continuous:
     steps, low, high = split_bounds(body, n)
     if steps and op_name(steps[-1][1]) == "add" and (values := constant(steps[-1][1].args[1])) is not None:
         offset = np.broadcast_to(values.reshape(-1), n).astype(np.float64)
-        steps.pop()
+        steps, lower, upper = split_bounds(steps[:-1], n)  # a product is clipped where a sum is, `offset` before it
+        low = low if lower is None else _tighter(np.maximum, low, lower + offset)
+        high = high if upper is None else _tighter(np.minimum, high, upper + offset)
     if steps and op_name(steps[-1][1]) == "multiply" and (values := constant(steps[-1][1].args[1])) is not None:
         scale = np.broadcast_to(values.reshape(-1), n).astype(np.float64)
         steps.pop()

@@ -34,16 +34,14 @@ from tvm.relax import op
 from .chain import Chain, Function, Layer, UnsupportedGraph, read_chain
 from .dataflow import shape_of
 from .evaluate import evaluate
-from .fixedpoint import ZERO_POINT_MAX, common_shift_multipliers
-from .head import Continuous, Decision, read_head
+from .fixedpoint import ZERO_POINT_MAX
+from .head import Continuous, Decision
+from .write_int8 import INT32_MAX, MAX_SHIFT, Codes, Writer, far_zero, multipliers, saturation, scalar
 
 # Above this many observations 16-lane dot products of int8 beat 4-lane ones of int32.
 WIDE_OBSERVATIONS = 8
 # 13 bits for the calibrated range, and a code reaches four times as far.
 WIDE_CODE, WIDE_LIMIT = 4095, 16383
-# The narrowing instruction shifts by an immediate of at most 16.
-MAX_SHIFT = 16
-INT32_MAX = 2**31 - 1
 # A shift alone requantises a layer where the outputs' error grows to no more than this many times.
 SHIFT_ERROR = 1.5
 # A unit's codes reach this many standard deviations over its mean, even where calibration saw less.
@@ -68,7 +66,7 @@ class QuantizeInt8:
         chain = read_chain(module)
         seen = _observe(module, chain, self.rows)
         module = module.clone()
-        module[module.get_global_var("main")] = _Writer(chain, seen).write()
+        module[module.get_global_var("main")] = _Calibrated(chain, seen).write()
         return relax.transform.DeadCodeElimination(["main"])(module)
 
 
@@ -83,15 +81,6 @@ class _Seen:
     @property
     def reach(self) -> np.ndarray:
         return np.maximum(np.abs(self.low), np.abs(self.high))
-
-
-@dataclass(frozen=True)
-class _Codes:
-    """A tensor of codes: x = scale * (code - zero_point), scale one number, or one an element."""
-
-    var: Var
-    scale: np.ndarray
-    zero_point: np.ndarray
 
 
 def _observe(module: tvm.IRModule, chain: Chain, rows: Sequence[np.ndarray]) -> dict[Var | None, _Seen]:
@@ -113,38 +102,32 @@ def _observe(module: tvm.IRModule, chain: Chain, rows: Sequence[np.ndarray]) -> 
     return seen
 
 
-class _Writer:
-    """Writes the integer main, layer after layer."""
+class _Calibrated(Writer):
+    """Writes layers at the scales that hurt the outputs least, on what calibration saw."""
 
     def __init__(self, chain: Chain, seen: dict[Var | None, _Seen]) -> None:
-        self.chain, self.seen = chain, seen
-        head = read_head(chain)
+        super().__init__(chain)
+        self.seen = seen
         layers = list(chain.layers)
-        if isinstance(head, Continuous):  # a squashed action feels its layer's errors squashed
-            layers[-1] = replace(layers[-1], function=head.function)
+        if isinstance(self.action, Continuous):  # a squashed action feels its layer's errors squashed
+            layers[-1] = replace(layers[-1], function=self.action.function)
         self.behind = {layer.function.result: layers[i + 1 :] for i, layer in enumerate(chain.layers)}
         sources = [None, *(layer.function.result for layer in chain.layers)]
         self.into = {layer.function.result: seen[source] for layer, source in zip(chain.layers, sources, strict=False)}
-        self.builder = relax.BlockBuilder()
 
-    def write(self) -> relax.Function:
-        params = [relax.Var(param.name, param.ty) for param in self.chain.inputs]
-        with self.builder.function("main", params):
-            with self.builder.dataflow():
-                first, *others = self.chain.layers
-                inverse, zero_point = self.wide_codes()
-                # a code is computed in float32, which has no 14 bits for a range this far from zero
-                near = np.abs(zero_point).max() <= ZERO_POINT_MAX
-                if others and len(first.weight) <= WIDE_OBSERVATIONS and near:
-                    codes = self.wide_layer(self.observations(params), first, inverse, zero_point.astype(np.int32))
-                else:
-                    codes = self.quantized_observations(self.observations(params))
-                    others = [first, *others]
-                for layer in others[:-1]:
-                    codes = self.layer(codes, layer)
-                output = self.builder.emit_output(self.head(codes, others[-1]))
-            self.builder.emit_func_output(output)
-        return self.builder.get()["main"]
+    def answer(self, observations: Var) -> relax.Expr:
+        first, *others = self.chain.layers
+        inverse, zero_point = self.wide_codes()
+        # a code is computed in float32, which has no 14 bits for a range this far from zero
+        near = np.abs(zero_point).max() <= ZERO_POINT_MAX
+        if others and len(first.weight) <= WIDE_OBSERVATIONS and near:
+            codes = self.wide_layer(observations, first, inverse, zero_point.astype(np.int32))
+        else:
+            codes = self.quantized_observations(observations)
+            others = [first, *others]
+        for layer in others[:-1]:
+            codes = self.layer(codes, layer)
+        return self.head(codes, others[-1])
 
     def wide_codes(self) -> tuple[np.ndarray, np.ndarray]:
         """(inverse scale, zero point) of wide codes: about the middle of what observations are clipped to, else about
@@ -162,14 +145,7 @@ class _Writer:
         inverse = (WIDE_LIMIT / np.where(reach > TINY, reach, 1.0)).astype(np.float32)
         return inverse, np.rint(-centre * inverse)
 
-    def observations(self, params: list[Var]) -> Var:
-        """All inputs joined, (1, n)."""
-        flat = [
-            self.emit(op.reshape(p, (1, int(np.prod(shape_of(p)))))) if len(shape_of(p)) != 2 else p for p in params
-        ]
-        return flat[0] if len(flat) == 1 else self.emit(op.concat(flat, axis=1))
-
-    def quantized_observations(self, obs: Var) -> _Codes:
+    def quantized_observations(self, obs: Var) -> Codes:
         """int8 codes over each feature's calibrated range, which the codes' ends clip."""
         low, high = self.seen[None].low, self.seen[None].high
         largest = np.maximum(np.abs(low), np.abs(high))
@@ -181,9 +157,9 @@ class _Writer:
         inverse = (1 / scale).astype(np.float32)
         zero_point = np.rint(np.where(never_moved, 0, -128) - low * inverse).astype(np.int32)
         call = self.call("tinyrl.quantize", obs, inverse, zero_point, -128, 127, dtype="int8", n=len(scale))
-        return _Codes(call, 1 / inverse.astype(np.float64), zero_point.astype(np.float64))
+        return Codes(call, 1 / inverse.astype(np.float64), zero_point.astype(np.float64))
 
-    def layer(self, codes: _Codes, layer: Layer) -> _Codes:
+    def layer(self, codes: Codes, layer: Layer) -> Codes:
         # the features' scales join the weights before these get scales of their own
         weight = layer.weight.astype(np.float64) * np.reshape(codes.scale, (-1, 1))
         scale = _weight_scale(weight, codes.zero_point, layer.bias)
@@ -191,21 +167,21 @@ class _Writer:
         shift = self.shift_alone(codes, layer, scale, output)
         if shift is None:
             accumulator = self.accumulate(codes, weight, layer.bias, scale)
-            multiplier, shift = _multipliers(scale / output.scale)
+            multiplier, shift = multipliers(scale / output.scale)
             how = (multiplier, shift, int(output.zero_point))
             return self.answer_codes("tinyrl.requantize", accumulator, how, output, layer.function)
         scale, output = _shifted(scale, output, shift)
         return self.shifted_codes(codes, weight, layer, scale, output, shift, "int8")
 
     def shifted_codes(
-        self, codes: _Codes, weight: np.ndarray, layer: Layer, scale: np.ndarray, output: _Codes, shift: int, dtype: str
-    ) -> _Codes:
+        self, codes: Codes, weight: np.ndarray, layer: Layer, scale: np.ndarray, output: Codes, shift: int, dtype: str
+    ) -> Codes:
         """A layer whose scales lie 2^shift apart. Its bias carries the zero point, which nothing has to add then."""
         bias = layer.bias + output.zero_point * output.scale
         accumulator = self.accumulate(codes, weight, bias, scale, dtype)
         return self.answer_codes("tinyrl.shift", accumulator, (shift, 0), output, layer.function)
 
-    def shift_alone(self, codes: _Codes, layer: Layer, scale: np.ndarray, output: _Codes) -> int | None:
+    def shift_alone(self, codes: Codes, layer: Layer, scale: np.ndarray, output: Codes) -> int | None:
         """The shift that requantises a layer without multipliers, or None where the outputs would feel it.
 
         The scales of weights and outputs then lie a power of two apart: where they do not by themselves, one of them is
@@ -218,12 +194,12 @@ class _Writer:
         best = min(felt, key=lambda shift: felt[shift])
         return best if felt[best] <= SHIFT_ERROR * self.error(codes, layer, scale, output, exact) else None
 
-    def error(self, codes: _Codes, layer: Layer, scale: np.ndarray, output: _Codes, exact: np.ndarray) -> float:
+    def error(self, codes: Codes, layer: Layer, scale: np.ndarray, output: Codes, exact: np.ndarray) -> float:
         """Error of the outputs for weights at `scale` and codes at `output`, all else being float."""
         function, behind = layer.function, self.behind[layer.function.result]
         step = scale / np.reshape(codes.scale, (-1, 1))
         weight = np.rint(layer.weight / step) * step
-        far = _far_zero(codes.zero_point, len(weight)) * codes.scale
+        far = far_zero(codes.zero_point, len(weight)) * codes.scale
         values = (self.into[function.result].rows + far) @ weight - far @ layer.weight + layer.bias
         low, high = (0, 255) if output.zero_point == -128 else (-128, 127)
         steps = np.clip(np.rint(values / output.scale), low, high)
@@ -233,10 +209,10 @@ class _Writer:
             values = steps * output.scale
         return _error(_outputs(values, behind), exact)
 
-    def wide_layer(self, obs: Var, layer: Layer, inverse: np.ndarray, zero_point: np.ndarray) -> _Codes:
+    def wide_layer(self, obs: Var, layer: Layer, inverse: np.ndarray, zero_point: np.ndarray) -> Codes:
         n = len(inverse)
         codes = self.call("tinyrl.quantize", obs, inverse, zero_point, -WIDE_LIMIT, WIDE_LIMIT, dtype="int32", n=n)
-        wide = _Codes(codes, 1 / inverse.astype(np.float64), zero_point.astype(np.float64))
+        wide = Codes(codes, 1 / inverse.astype(np.float64), zero_point.astype(np.float64))
         weight = layer.weight.astype(np.float64) * wide.scale.reshape(-1, 1)
         # accumulators are output codes times 2^shift: as many bits as the weights and the sums leave room for
         largest_weight = np.abs(weight).max(0, initial=0.0)
@@ -246,50 +222,17 @@ class _Writer:
         shift = int(np.clip(np.floor(-np.log2(max(float(needed.max()), 1e-9))), 1, MAX_SHIFT))
         return self.shifted_codes(wide, weight, layer, output.scale / 2.0**shift, output, shift, "int32")
 
-    def head(self, codes: _Codes, layer: Layer) -> relax.Expr:
+    def head(self, codes: Codes, layer: Layer) -> relax.Expr:
         weight = layer.weight.astype(np.float64) * np.reshape(codes.scale, (-1, 1))
-        head = read_head(self.chain)
         scale = _weight_scale(weight, codes.zero_point, layer.bias)
-        if isinstance(head, Decision):
-            if not head.positive:  # only accumulators of one scale can be compared; a sign is a sign in any
-                runs = np.split(scale, np.cumsum(head.runs)[:-1])
-                scale = np.concatenate([np.full(len(run), run.max()) for run in runs])
-            return self.decide(self.accumulate(codes, weight, layer.bias, scale), head)
+        if isinstance(self.action, Decision) and not self.action.positive:
+            # only accumulators of one scale can be compared; a sign is a sign in any
+            runs = np.split(scale, np.cumsum(self.action.runs)[:-1])
+            scale = np.concatenate([np.full(len(run), run.max()) for run in runs])
         accumulator = self.accumulate(codes, weight, layer.bias, scale)
-        if not head.function.body and not np.any(head.offset):
-            value = self.emit(op.astype(accumulator, "float32"))
-            return self.clipped(op.multiply(value, relax.const((scale * head.scale).astype(np.float32))), head)
-        limit = _saturation(head.function, 1.25 * float(self.seen[head.function.source].reach.max()))
-        code_scale = max(limit / 32767, float(scale.max()))
-        multiplier, shift = _multipliers(scale / code_scale)
-        value = self.call(
-            "tinyrl.requantize", accumulator, multiplier, shift, 0, -32768, 32767, dtype="int16", n=len(scale)
-        )
-        value = self.emit(op.dequantize(value, _scalar(code_scale), relax.const(np.int16(0)), out_dtype="float32"))
-        value = self.function(value, head.function)
-        value = self.emit(op.multiply(value, relax.const(head.scale.astype(np.float32))))
-        return self.clipped(op.add(value, relax.const(head.offset.astype(np.float32))), head)
+        return self.read_off(accumulator, scale, 1.25 * float(self.seen[layer.function.source].reach.max()))
 
-    def decide(self, accumulator: Var, decision: Decision) -> relax.Expr:
-        if decision.positive:
-            return op.greater(accumulator, relax.const(np.int32(0)))
-        if len(decision.runs) == 1:
-            return op.argmax(accumulator, axis=1)
-        parts, start = [], 0
-        for run in decision.runs:
-            part = self.emit(op.strided_slice(accumulator, axes=[1], begin=[start], end=[start + run]))
-            parts.append(self.emit(op.argmax(part, axis=1, keepdims=True)))
-            start += run
-        return op.concat(parts, axis=1)
-
-    def clipped(self, value: relax.Expr, head: Continuous) -> relax.Expr:
-        if head.high is not None:
-            value = op.minimum(self.emit(value), relax.const(head.high.astype(np.float32)))
-        if head.low is not None:
-            value = op.maximum(self.emit(value), relax.const(head.low.astype(np.float32)))
-        return value
-
-    def output(self, function: Function, floor: np.ndarray) -> _Codes:
+    def output(self, function: Function, floor: np.ndarray) -> Codes:
         """Scale and zero point of a layer's codes: of what a clamp narrows to, else of what the function is read at.
 
         A unit's scale below its `floor` would ask for more bits than its accumulator has.
@@ -298,67 +241,25 @@ class _Writer:
         if _is_relu(function):
             scale = np.maximum(_relu_scale(self.seen[function.source], self.seen[function.result], behind), floor)
             if function.operators == ("nn.relu",) or np.all(255 * scale <= _upper_bound(function)):
-                return _Codes(function.result, scale, np.asarray(-128.0))
-        limit = _saturation(function, float(self.seen[function.source].reach.max()))
+                return Codes(function.result, scale, np.asarray(-128.0))
+        limit = saturation(function, float(self.seen[function.source].reach.max()))
         widest = _table_scale(function, self.seen[function.source], limit / 127, behind)
-        return _Codes(function.result, np.asarray(max(widest, float(floor.max()))), np.asarray(0.0))
+        return Codes(function.result, np.asarray(max(widest, float(floor.max()))), np.asarray(0.0))
 
     def answer_codes(
-        self, name: str, accumulator: Var, how: tuple[Any, ...], output: _Codes, function: Function
-    ) -> _Codes:
+        self, name: str, accumulator: Var, how: tuple[Any, ...], output: Codes, function: Function
+    ) -> Codes:
         zero = int(output.zero_point)
         codes = self.call(name, accumulator, *how, -128, 127, dtype="int8", n=shape_of(accumulator)[1])
         if zero == -128 or not function.body:  # a clamp is all of the function
-            return _Codes(codes, output.scale, output.zero_point)
+            return Codes(codes, output.scale, output.zero_point)
         value = self.emit(
-            op.dequantize(codes, _scalar(float(output.scale)), relax.const(np.int8(zero)), out_dtype="float32")
+            op.dequantize(codes, scalar(float(output.scale)), relax.const(np.int8(zero)), out_dtype="float32")
         )
         value = self.function(value, function)
         step, zero = _symmetric_or_not(function(np.arange(-128.0, 128.0) * output.scale))
-        codes = self.emit(op.quantize(value, _scalar(step), relax.const(np.int8(zero)), out_dtype="int8"))
-        return _Codes(codes, np.asarray(step), np.asarray(float(zero)))
-
-    def accumulate(self, codes: _Codes, weight: np.ndarray, bias: np.ndarray, scale: Any, dtype: str = "int8") -> Var:
-        """weight (n_in, n_out) a code and bias, at `scale` an output -> int32 accumulators."""
-        integers = np.rint(weight / scale)
-        # what the zero point adds is taken off in the rounded weights it is added in; but where zero is no code, every
-        # code is as far from it, and the error of the rounding would be as many times larger
-        far = _far_zero(codes.zero_point, len(weight))
-        offset = (np.broadcast_to(codes.zero_point, len(far)) - far) @ integers + np.rint(far @ weight / scale)
-        product = self.emit(op.matmul(codes.var, relax.const(integers.astype(dtype)), out_dtype="int32"))
-        return self.emit(op.add(product, relax.const((np.rint(bias / scale) - offset).astype(np.int32))))
-
-    def function(self, value: Var, function: Function) -> Var:
-        """The function's own operators, on another tensor."""
-        renamed = {function.source: value}
-        for var, expr in function.body:
-            args = [renamed.get(arg, arg) if isinstance(arg, Var) else arg for arg in expr.args]
-            renamed[var] = self.emit(tvm.ir.Call(expr.op, args, expr.attrs, expr.ty_args))
-        return renamed[function.result]
-
-    def call(self, name: str, *args: Any, dtype: str, n: int) -> Var:
-        """Call a function of `fixedpoint.py`'s by name: arrays and numbers are constants, the answer is (1, n)."""
-        exprs = [_expr(arg) for arg in args]
-        return self.emit(op.call_dps_packed(name, exprs, out_ty=relax.TensorType((1, n), dtype)))
-
-    def emit(self, expr: relax.Expr) -> Var:
-        return self.builder.emit(expr)
-
-
-def _expr(arg: Any) -> relax.Expr:
-    if isinstance(arg, np.ndarray):
-        return relax.const(arg)
-    return relax.prim_value(arg) if isinstance(arg, int) else arg
-
-
-def _scalar(value: float) -> relax.Expr:
-    return relax.const(np.float32(value))
-
-
-def _far_zero(zero_point: np.ndarray, n: int) -> np.ndarray:
-    """Zero points (n,) that are no code of their own feature; 0 for the others."""
-    points: np.ndarray = np.broadcast_to(zero_point, n)
-    return np.where(np.abs(points) > 128, points, 0.0)
+        codes = self.emit(op.quantize(value, scalar(step), relax.const(np.int8(zero)), out_dtype="int8"))
+        return Codes(codes, np.asarray(step), np.asarray(float(zero)))
 
 
 def _is_relu(function: Function) -> bool:
@@ -381,32 +282,6 @@ def _weight_scale(weight: np.ndarray, zero_point: np.ndarray, bias: np.ndarray) 
     folded = np.abs(bias) + np.abs(np.broadcast_to(zero_point, len(weight))) @ np.abs(weight)
     scale = np.maximum(reach / 127, folded / 2**30)
     return np.where(scale > 0, scale, max(float(scale.max()), 1e-9))  # an output of zeros takes any scale
-
-
-def _multipliers(real: np.ndarray) -> tuple[np.ndarray, int]:
-    """(multiplier (n,) int32, right shift) with real = multiplier * 2^(-31 - shift); real at most 1."""
-    multiplier, left = common_shift_multipliers(real)
-    shift = -left
-    if shift > MAX_SHIFT:
-        return np.rint(np.ldexp(real, 31 + MAX_SHIFT)).astype(np.int32), MAX_SHIFT
-    if shift < 0:  # exactly 1, the floor of an output's scale
-        return np.minimum(np.rint(np.ldexp(real, 31)), INT32_MAX).astype(np.int32), 0
-    return multiplier, shift
-
-
-def _saturation(function: Function, largest: float) -> float:
-    """The least limit beyond which the function's codes do not change, at most `largest`.
-
-    tanh's last code ends at 3.1: finer codes for the steep middle, where a range up to 8 would spend half on ones.
-    """
-    if not function.body or largest == 0:
-        return largest
-    points = largest * np.linspace(0, 1, 2049)
-    sides = [function(points), function(-points)]
-    half_code = (max(side.max() for side in sides) - min(side.min() for side in sides)) / 255 / 2
-    settled = np.all([np.abs(side - side[-1]) <= half_code for side in sides], axis=0)
-    changing = np.flatnonzero(~settled)
-    return float(points[min(changing[-1] + 1, 2048)]) if len(changing) else largest
 
 
 def _relu_scale(before: _Seen, seen: _Seen, behind: Sequence[Layer]) -> np.ndarray:
@@ -453,7 +328,7 @@ def _table(function: Function, scale: float) -> np.ndarray:
     return (np.clip(np.rint(table / step) + zero, -128, 127) - zero) * step
 
 
-def _shifted(scale: np.ndarray, output: _Codes, shift: int) -> tuple[np.ndarray, _Codes]:
+def _shifted(scale: np.ndarray, output: Codes, shift: int) -> tuple[np.ndarray, Codes]:
     """Scales of weights (n_out,) and of codes, a power of two apart and neither finer than it was."""
     floor = np.ldexp(scale, shift)
     coarse = np.maximum(output.scale, floor if output.scale.ndim else floor.max())

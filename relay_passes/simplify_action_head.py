@@ -15,7 +15,8 @@ would spend most of its time there.
 
 In float32 such an f may round two neighbours, or two saturated values (tanh of 10 and 11), to a tie, of which argmax
 takes the first; the argmax of the logits takes the larger.  Likewise a sigmoid within 6e-8 of 0.5 rounds to 0 where the
-logit is positive.
+logit is positive.  int8 codes on the way keep the order as well, but for ties; those of the logits themselves stay, for
+sums of several scales can be compared by their codes only.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tvm.ir import Call, Tuple, TupleGetItem, Var
 
 from .dataflow import LAYOUT_OPS, constant, definitions, dtype_of, op_name, rewrite_main, shape_of, variables
 from .evaluate import evaluate_expr
+from .qdq import Pair, pairs
 
 INCREASING = ("sigmoid", "tanh", "exp")
 
@@ -40,7 +42,7 @@ class SimplifyActionHead:
 
     def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         module = rewrite_main(module)
-        head = _Head(definitions(module["main"]))
+        head = _Head(definitions(module["main"]), pairs(module))
         output = module["main"].body.body
         outputs = head.values.get(output)
         if isinstance(outputs, Tuple):  # which one is the action is not known here: only rewrite what is plain
@@ -53,8 +55,9 @@ class SimplifyActionHead:
 class _Head:
     """The end of `main`, read backwards."""
 
-    def __init__(self, values: Mapping[Var, relax.Expr]) -> None:
-        self.values = values
+    def __init__(self, values: Mapping[Var, relax.Expr], coded: Mapping[Var, Pair]) -> None:
+        self.values, self.coded = values, coded
+        self.codes_of = {pair.source: var for var, pair in coded.items()}
 
     def decision(self, output: Var) -> relax.Expr | None:
         """The canonical form of a discrete, multi-discrete or binary action; None for any other output."""
@@ -88,7 +91,7 @@ class _Head:
 
     def part(self, logits: relax.Expr) -> relax.Expr:
         """The same logits as a slice of one row, where they are that, however spelt."""
-        cut = self.columns(logits)
+        cut = self.columns(self.without_codes(logits))
         if cut is None or (np.diff(cut[1]) != 1).any() or shape_of(cut[0])[:-1] != (1,):
             return logits
         row, columns = cut
@@ -110,16 +113,18 @@ class _Head:
         name = op_name(value)
         if name == "where" and _number(value.args[1]) == 1 and _number(value.args[2]) == 0:
             return self.binary(value.args[0])
-        if name == "round" and op_name(self.values.get(value.args[0])) == "sigmoid":
-            return relax.op.greater(self.values[value.args[0]].args[0], relax.const(0.0))  # round sends 0.5 to 0
+        rounded = self.without_codes(value.args[0]) if name == "round" else output
+        if name == "round" and op_name(self.values.get(rounded)) == "sigmoid":
+            logits = self.without_codes(self.values[rounded].args[0])
+            return relax.op.greater(logits, relax.const(0.0))  # round sends 0.5 to 0
         if name not in ("greater", "less"):
             return None
         above, below = value.args if name == "greater" else reversed(value.args)
-        threshold = _number(below)
+        threshold, above = _number(below), self.without_codes(above)
         if threshold is None or dtype_of(above) != "float32" or above not in self.values:
             return None
         if op_name(self.values[above]) == "sigmoid" and 0 < threshold < 1:
-            above, threshold = self.values[above].args[0], math.log(threshold / (1 - threshold))
+            above, threshold = self.without_codes(self.values[above].args[0]), math.log(threshold / (1 - threshold))
         logits = above if threshold == 0 else relax.op.subtract(above, relax.const(threshold, "float32"))
         return relax.op.greater(logits, relax.const(0.0))
 
@@ -127,7 +132,9 @@ class _Head:
         """The earliest row whose entries stand in the same order as those of the row `scores`."""
         while (value := self.values.get(scores)) is not None:
             name, args = op_name(value), value.args if isinstance(value, Call) else []
-            if name in ("nn.softmax", "nn.log_softmax"):
+            if scores in self.coded:
+                before = self.coded[scores].source
+            elif name in ("nn.softmax", "nn.log_softmax"):
                 whole_row = shape_of(scores)[value.attrs.axis] == _n_elements(scores)
                 before = args[0] if whole_row else None
             elif name in INCREASING or (name in LAYOUT_OPS and _n_elements(args[0]) == _n_elements(scores)):
@@ -145,7 +152,13 @@ class _Head:
             if not isinstance(before, Var) or _n_elements(before) != _n_elements(scores):
                 break
             scores = before
-        return scores
+        return self.codes_of.get(scores, scores)
+
+    def without_codes(self, var: Var) -> Var:
+        """What `var` is the codes of."""
+        while var in self.coded:
+            var = self.coded[var].source
+        return var
 
     def action_row(self, output: Var) -> Var:
         """A continuous action without its last reshapes, where a (1, n) row lies behind them."""

@@ -22,6 +22,8 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from onnx import helper
+from policies import dense_policy, save
+from quantised_models import quantised
 from test_frontend_onnx import FIXTURES, HIDDEN, SUPPORTED, VALUE, saved, small_model
 from test_project import cartpole as hand_written_cartpole
 from test_project import everything_below, only_on_path
@@ -153,6 +155,21 @@ def test_without_calibration_the_precision_is_float32_and_said_so() -> None:
 
 def test_a_precision_asked_for_wins_over_the_calibration() -> None:
     assert answered(*COMPILE_P1, "--precision", "float32")["precision"] == "float32"
+
+
+def test_a_model_that_is_quantised_already_needs_no_calibration() -> None:
+    save(quantised(dense_policy((6, 16, 3))), Path(), "qdq")
+    assert "precision: int8 (the model brings its own scales)\n" in done("compile", "qdq.onnx", "--target", "host")
+    assert "\nPARITY PASS (64 of 64)\n" in done("run", "qdq.tar")
+
+
+def test_a_model_that_is_quantised_already_is_no_float32_policy(tmp_path: Path) -> None:
+    save(quantised(dense_policy((6, 16, 3))), tmp_path, "qdq")
+    assert_refused(
+        ("compile", "qdq.onnx", "--target", "host", "--precision", "float32"),
+        "'qdq.onnx' is quantised to int8 (QDQ) and has no float32 weights; compile the model it was made of",
+        tmp_path,
+    )
 
 
 def test_the_library_is_named_after_the_policy_and_lands_here(tmp_path: Path) -> None:

@@ -433,6 +433,8 @@ OPERATORS: dict[str, str] = {f"{op}_": f"{op}{call}" for call, ops in CALLS.item
     "Slice_": "Slice(x, one, three, axes)",
     "Gather_": "Gather<axis = 1>(x, one)",
     "OneHot_": "OneHot(n, depth, on)",
+    "QuantizeLinear_": "QuantizeLinear(x, plus, middle)",
+    "DequantizeLinear_": "DequantizeLinear(QuantizeLinear_, plus, middle)",
 }
 OPERANDS = {
     "w": _random.normal(size=(4, 4)).astype(np.float32),
@@ -448,6 +450,7 @@ OPERANDS = {
     "tall": np.array([3, 4], np.int64),
     "depth": np.int64(4),
     "on": np.array([0, 1], np.int64),
+    "middle": np.array(3, np.int8),
 }
 
 

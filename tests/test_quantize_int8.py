@@ -101,6 +101,11 @@ def unscaled(scale: Sequence[float], offset: Sequence[float]) -> Callable[[Emit,
     return head
 
 
+def clipped_before_its_sum(emit: Emit, x: relax.Expr) -> relax.Expr:
+    spread = emit(op.multiply(emit(op.tanh(x)), relax.const(np.array([2, 5, 0.1, 10], np.float32))))
+    return op.add(emit(op.clip(spread, -1.0, 4.0)), relax.const(np.array([0, -5, 3, 1], np.float32)))
+
+
 def arg_max(emit: Emit, x: relax.Expr) -> relax.Expr:
     return op.argmax(x, axis=1)
 
@@ -319,7 +324,9 @@ def test_int8_is_near_float_whatever_the_activation(name: str, n_obs: int) -> No
         assert relative_error(policy(weights, activation), rows_for(weights, seed=seed)) < bound
 
 
-@pytest.mark.parametrize("head", [None, squash, clip(-0.5, 0.5), unscaled([2, 5, 0.1, 10], [0, -5, 3, 1])])
+@pytest.mark.parametrize(
+    "head", [None, squash, clip(-0.5, 0.5), unscaled([2, 5, 0.1, 10], [0, -5, 3, 1]), clipped_before_its_sum]
+)
 def test_int8_is_near_float_whatever_the_head(head: Any) -> None:
     weights = random_weights((6, 64, 64, 4))
     assert relative_error(policy(weights, op.tanh, head), rows_for(weights)) < 0.02

@@ -410,3 +410,38 @@ def test_an_action_of_several_axes_keeps_them():
             return action
 
     unchanged(Grid)
+
+
+def test_codes_on_the_way_to_an_argmax_go_but_those_of_the_logits_stay():
+    """A quantised model has codes behind every operator."""
+
+    @I.ir_module
+    class Quantised:
+        @R.function
+        def main(x: R.Tensor((1, 6), "float32")) -> R.Tensor((1,), "int64"):
+            with R.dataflow():
+                logits = R.sin(x)
+                codes = R.quantize(logits, R.const(0.01, "float32"), R.const(0, "int8"), out_dtype="int8", axis=1)
+                values = R.dequantize(codes, R.const(0.01, "float32"), R.const(0, "int8"), axis=1)
+                odds = R.nn.softmax(values, axis=1)
+                coarse = R.quantize(odds, R.const(0.004, "float32"), R.const(-128, "int8"), out_dtype="int8", axis=1)
+                chances = R.dequantize(coarse, R.const(0.004, "float32"), R.const(-128, "int8"), axis=1)
+                action = R.argmax(chances, axis=1)
+                R.output(action)
+            return action
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(x: R.Tensor((1, 6), "float32")) -> R.Tensor((1,), "int64"):
+            with R.dataflow():
+                logits = R.sin(x)
+                codes = R.quantize(logits, R.const(0.01, "float32"), R.const(0, "int8"), out_dtype="int8", axis=1)
+                values = R.dequantize(codes, R.const(0.01, "float32"), R.const(0, "int8"), axis=1)
+                action = R.argmax(values, axis=1)
+                R.output(action)
+            return action
+
+    # not `check`: the finer codes settle what the coarser leave a tie
+    tvm.ir.assert_structural_equal(SimplifyActionHead()(Quantised), Expected)
+    unchanged(Expected)

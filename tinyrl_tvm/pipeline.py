@@ -42,11 +42,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What compile made: the library, its kernels in calling order, what each pass did, what there is to say, and the
-    text of every stage."""
+    """What compile made: the library, its precision and why, its kernels in calling order, what each pass did, what there
+    is to say, and the text of every stage."""
 
     library: ModelLibrary
     precision: str
+    reason: str
     kernels: tuple[Kernel, ...] = field(repr=False)
     changes: tuple[Change, ...] = field(repr=False)
     notes: tuple[str, ...]
@@ -73,6 +74,32 @@ def int8_passes(rows: list[np.ndarray]) -> list[Pass]:
     ]
 
 
+def quantised_passes(policy: Policy) -> list[Pass]:
+    """What a model that is quantised already goes through in place of `float_passes`."""
+    from relay_passes import JoinBias
+
+    *passes, _ = float_passes(policy)  # without FuseDense: it folds constants, and int8 weights would be float32 ones
+    return [*passes, JoinBias()]
+
+
+def unrounding_passes() -> list[Pass]:
+    """From there to the float policy that the codes stand for, which int8 answers are compared with."""
+    from relay_passes import CanonicalizeClip, FuseDense, RemoveQdq
+
+    return [
+        RemoveQdq(),
+        CanonicalizeClip(),  # what is left of codes is a clip, which may meet a ReLU or another clip
+        FuseDense(),
+    ]
+
+
+def integer_passes() -> list[Pass]:
+    """And to its integers."""
+    from relay_passes import FoldLut, LowerQdq
+
+    return [LowerQdq(), FoldLut()]
+
+
 def compile_policy(
     path: Path,
     *,
@@ -85,10 +112,11 @@ def compile_policy(
     budget: Budget = Budget(),
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Compiled:
-    """Compile the policy in `path`. `precision` is int8 when there is `calibration`, else float32; schedules are chosen
-    by `tuning_records`, else by those that ship for the target. Raises TinyrlError."""
+    """Compile the policy in `path`. `precision` is int8 when there is `calibration` or the model is quantised already, else
+    float32; schedules are chosen by `tuning_records`, else by those that ship for the target. Raises TinyrlError."""
     core = target_named(target)
-    precision = _precision(precision, calibration)
+    if precision not in (None, *PRECISIONS):
+        raise unknown_name("precision", str(precision), PRECISIONS)
     if not path.is_file():
         raise TinyrlError(f"no policy at '{path}'; give an .onnx file")
 
@@ -106,13 +134,17 @@ def compile_policy(
     policy = _load(path, output)
     try:
         progress("simplify")
-        simple, changes = _simplified(policy)
+        simple, coded, changes = _simplified(policy)
+        precision, reason = _precision(precision, calibration, policy.source, coded is not None)
         observations = read_observations(calibration, simple)
         graph = simple.module
         if precision == "int8":
             progress("quantise")
-            assert observations.calibration is not None
-            graph, more = _run(graph, int8_passes(split_inputs(observations.calibration, simple.inputs)))
+            if coded is not None:
+                graph, more = _run(coded, integer_passes())
+            else:
+                assert observations.calibration is not None
+                graph, more = _run(graph, int8_passes(split_inputs(observations.calibration, simple.inputs)))
             changes += more
         lowered, more = _run(graph, [LowerDense()])
         changes += more
@@ -140,13 +172,14 @@ def compile_policy(
     )
     notes = (
         *policy.notes,
+        *(["the scales are the model's own; --calibration gives test vectors alone"] if coded and calibration else []),
         f"test vectors: {len(expected.actions)} rows, {observations.vectors_from}",
         *expected.notes,
         *records.notes,
         *placed_notes,
     )
     stages = {"relax": _relax_stages(policy, simple.module, graph, lowered), **_stages(program, library)}
-    return Compiled(library, precision, kernels, tuple(changes), notes, stages)
+    return Compiled(library, precision, reason, kernels, tuple(changes), notes, stages)
 
 
 def module_identifier(name: str) -> str:
@@ -154,16 +187,21 @@ def module_identifier(name: str) -> str:
     return c_names([name])[0]
 
 
-def _precision(precision: str | None, calibration: Path | None) -> str:
-    if precision is None:
-        return "int8" if calibration else "float32"
-    if precision not in PRECISIONS:
-        raise unknown_name("precision", precision, PRECISIONS)
+def _precision(precision: str | None, calibration: Path | None, source: str, quantised: bool) -> tuple[str, str]:
+    """The precision and why it is that."""
+    if quantised:
+        if precision == "float32":
+            raise TinyrlError(
+                f"'{source}' is quantised to int8 (QDQ) and has no float32 weights; compile the model it was made of"
+            )
+        return "int8", "the model brings its own scales"
     if precision == "int8" and calibration is None:
         raise TinyrlError(
             "int8 needs the ranges of observations; give some of a rollout with --calibration observations.npz"
         )
-    return precision
+    if precision is not None:
+        return precision, "as asked"
+    return ("int8", "there is --calibration") if calibration else ("float32", "int8 needs --calibration")
 
 
 def _load(path: Path, output: str | None) -> Policy:
@@ -174,13 +212,23 @@ def _load(path: Path, output: str | None) -> Policy:
     return onnx.load(path, output)
 
 
-def _simplified(policy: Policy) -> tuple[Policy, list[Change]]:
-    """The policy after the float passes: its action only, and only the inputs that this needs."""
-    graph, changes = _run(policy.module, float_passes(policy))
+def _simplified(policy: Policy) -> tuple[Policy, IRModule | None, list[Change]]:
+    """The policy after the float passes: its action only, and only the inputs that this needs. A model that is quantised
+    already comes twice: as the float policy it stands for, and with its codes."""
+    from relay_passes import PruneCritic
+    from relay_passes.qdq import is_quantized
+
+    coded = None
+    actor, _ = _run(policy.module, [PruneCritic(policy.action_index)])
+    if is_quantized(actor):
+        coded, changes = _run(policy.module, quantised_passes(policy))
+        graph, _ = _run(coded, unrounding_passes())
+    else:
+        graph, changes = _run(policy.module, float_passes(policy))
     names = [param.name for param in policy.module["main"].params]
     kept = [names.index(param.name) for param in graph["main"].params]
     inputs = tuple(policy.inputs[index] for index in kept)
-    return replace(policy, module=graph, inputs=inputs, action_index=0), changes
+    return replace(policy, module=graph, inputs=inputs, action_index=0), coded, changes
 
 
 def _run(module: IRModule, passes: list[Pass]) -> tuple[IRModule, list[Change]]:

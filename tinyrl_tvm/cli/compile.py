@@ -38,7 +38,9 @@ class Size(click.ParamType):
 @click.command("compile", short_help="Compile an exported policy to a model library.")
 @click.argument("policy", type=click.Path(path_type=Path))
 @click.option("--target", metavar="NAME", help=f"The core to compile for (required): {', '.join(TARGETS)}.")
-@click.option("--precision", metavar="int8|float32", help="Default: int8 with --calibration, else float32.")
+@click.option(
+    "--precision", metavar="int8|float32", help="Default: int8 with --calibration or for a QDQ model, else float32."
+)
 @click.option("--calibration", type=click.Path(path_type=Path), help="Rollout observations: .npz, .npy or .csv.")
 @click.option("--output", metavar="TENSOR", help="Which output of the policy is the action. The file is -o.")
 @click.option("--module-name", metavar="NAME", help="Prefix of every C symbol. Default: the policy's name.")
@@ -118,7 +120,7 @@ def compile_verb(
     if as_json:
         say_json(answer)
     else:
-        _say(answer, dumps, compiled.changes, _reason(precision, calibration))
+        _say(answer, dumps, compiled.changes, compiled.reason)
 
 
 def _stages(dump_code: str | None) -> list[str]:
@@ -158,12 +160,6 @@ def _answer(compiled: Compiled, library_path: Path, dumps: dict[str, Path]) -> d
             for change in compiled.changes
         ],
     }
-
-
-def _reason(precision: str | None, calibration: Path | None) -> str:
-    if precision is not None:
-        return "as asked"
-    return "there is --calibration" if calibration else "int8 needs --calibration"
 
 
 def _say(answer: dict[str, Any], dumps: dict[str, Path], changes: tuple[Change, ...], reason: str) -> None:

@@ -5,6 +5,7 @@
     -> float32, batch 1     prepass.py    functions inlined, constants folded
     -> the action           action.py     found by structure, for exporters name tensors as they like
     -> checked              operators.py  what cannot be compiled is refused by name
+                            quantised.py  and so are codes that are not int8
     -> Relax                relax.py
 
 Every other output is imported too, so that PruneCritic can remove it and say what that saved.
@@ -27,6 +28,7 @@ from tinyrl_tvm.frontends.onnx.prepass import (
     make_float32,
     without_functions,
 )
+from tinyrl_tvm.frontends.onnx.quantised import spell_as_onnx
 from tinyrl_tvm.frontends.onnx.relax import action_spec, imported, input_spec
 from tinyrl_tvm.frontends.onnx.sentences import REEXPORT, one_line, quoted
 from tinyrl_tvm.policy import Policy
@@ -39,6 +41,7 @@ def load(path: Path, output: str | None = None) -> Policy:
     notes = list(read_external_data(model, path))
     model = without_functions(model, path.name)
     drop_empty_axes_flag(model)
+    spell_as_onnx(model)
     notes += make_float32(model, path.name)
     notes += make_batch_one(model)
 

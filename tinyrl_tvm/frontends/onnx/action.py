@@ -26,6 +26,7 @@ from functools import cached_property
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.frontends.onnx.graph import Graph
 from tinyrl_tvm.frontends.onnx.operators import check_operators
+from tinyrl_tvm.frontends.onnx.quantised import QDQ_OPS
 from tinyrl_tvm.frontends.onnx.sentences import quoted
 from tinyrl_tvm.frontends.onnx.walking import operands
 
@@ -35,6 +36,7 @@ _POST_PROCESSING = frozenset(
     {"Cast", "Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Clip", "Min", "Max"}
     | {"Round", "Where", "Neg", "Add", "Sub", "Mul", "Div", "Tanh", "Sigmoid", "HardSigmoid", "Softsign"}
     | {"Softmax", "LogSoftmax"}
+    | QDQ_OPS
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from tinyrl_tvm.errors import TinyrlError, UnsupportedOp
 from tinyrl_tvm.frontends.onnx.graph import Graph
+from tinyrl_tvm.frontends.onnx.quantised import check_quantisation
 from tinyrl_tvm.frontends.onnx.sentences import named, one_line, quoted
 
 # What an action may be computed with. Convolutions, recurrent layers and attention are missing.
@@ -19,6 +20,7 @@ SUPPORTED_OPS = frozenset(
     | {"Where", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "IsNaN"}
     | {"Cast", "Constant", "Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Expand"}
     | {"Concat", "Split", "Slice", "Gather", "OneHot"}
+    | {"QuantizeLinear", "DequantizeLinear"}
 )
 SAMPLING_OPS = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -32,6 +34,7 @@ def check_operators(graph: Graph, needed: frozenset[str], source: str) -> None:
                 f"'{source}' samples its action, with {node.op_type} at node {named(node)}, so the same observation "
                 "gives different answers; export it again with deterministic=True"
             )
+    check_quantisation(graph, needed, source)
     for node in graph.nodes(needed & graph.varying):  # whatever else is there is a constant by the time TVM compiles
         if node.domain not in ("", "ai.onnx") or node.op_type not in SUPPORTED_OPS:
             operator = ".".join(filter(None, (node.domain, node.op_type)))

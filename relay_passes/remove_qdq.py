@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Take the rounding out of a quantised model: the float policy that its integers stand for.
+
+    x -> quantize -> dequantize -> matmul      becomes   x -> clip(range of the codes) -> matmul
+    x -> quantize -> dequantize -> argmax      becomes   x -> argmax
+
+Why a clip: a quantiser drops a ReLU, or a Clip, that the ends of the codes do as well; without them the policy would be
+linear. A decision looks at the order of its logits alone, and codes keep it, but for ties.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+from tvm.ir import Var
+
+from .dataflow import bindings, dtype_of, op_name, rewrite_main, variables
+from .qdq import pairs
+
+_ORDERING = ("argmax", "greater", "strided_slice")
+
+
+@tvm.transform.module_pass(opt_level=0, name="RemoveQdq")
+class RemoveQdq:
+    """quantize -> dequantize becomes clip."""
+
+    def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+        main, known = module["main"], pairs(module)
+        decides = dtype_of(main.body.body) != "float32"
+        readers: dict[Var, set[str]] = {}
+        for _var, value in bindings(main):
+            for read in variables(value):
+                readers.setdefault(read, set()).add(op_name(value))
+
+        def replace(var: Var, value: relax.Expr) -> relax.Expr | None:
+            if var not in known:
+                return None
+            if decides and readers[var] <= {*_ORDERING}:
+                return known[var].source
+            return relax.op.clip(known[var].source, *known[var].grid.ends)
+
+        return rewrite_main(module, replace)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write the integer `main` of a policy, layer after layer, at scales that are given.
+
+    codes -> matmul(int8) -> add(int32) -> tinyrl.requantize        a hidden layer's codes
+    codes -> matmul(int8) -> add(int32) -> astype -> multiply       the last layer's answer, or its arg max
+
+    x = scale * (code - zero_point)      weights symmetric, one scale an output      bias int32 at scale_x * scale_w
+
+Whose scales they are, QuantizeInt8's or the file's own, is for those who call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Var
+from tvm.relax import op
+
+from .chain import Chain, Function
+from .dataflow import shape_of
+from .fixedpoint import common_shift_multipliers
+from .head import Continuous, Decision, read_head
+
+# The narrowing instruction shifts by an immediate of at most 16.
+MAX_SHIFT = 16
+INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A tensor of codes: x = scale * (code - zero_point), scale one number, or one an element."""
+
+    var: Var
+    scale: np.ndarray
+    zero_point: np.ndarray
+
+
+class Writer:
+    """Writes the integer main of `chain`; `answer` says what of."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain, self.action = chain, read_head(chain)
+        self.builder = relax.BlockBuilder()
+
+    def write(self) -> relax.Function:
+        params = [relax.Var(param.name, param.ty) for param in self.chain.inputs]
+        with self.builder.function("main", params):
+            with self.builder.dataflow():
+                output = self.builder.emit_output(self.answer(self.observations(params)))
+            self.builder.emit_func_output(output)
+        return self.builder.get()["main"]
+
+    def answer(self, observations: Var) -> relax.Expr:
+        raise NotImplementedError
+
+    def observations(self, params: list[Var]) -> Var:
+        """All inputs joined, (1, n)."""
+        flat = [
+            self.emit(op.reshape(p, (1, int(np.prod(shape_of(p)))))) if len(shape_of(p)) != 2 else p for p in params
+        ]
+        return flat[0] if len(flat) == 1 else self.emit(op.concat(flat, axis=1))
+
+    def read_off(self, accumulator: Var, scale: np.ndarray, reach: float) -> relax.Expr:
+        """The action made of accumulators at `scale` (n_out,); no function is read further out than `reach`."""
+        head = self.action
+        if isinstance(head, Decision):
+            return self.decide(accumulator, head)
+        if not head.function.body and not np.any(head.offset):
+            value = self.emit(op.astype(accumulator, "float32"))
+            return self.clipped(op.multiply(value, relax.const((scale * head.scale).astype(np.float32))), head)
+        limit = saturation(head.function, reach)
+        code_scale = max(limit / 32767, float(scale.max()))
+        multiplier, shift = multipliers(scale / code_scale)
+        value = self.call(
+            "tinyrl.requantize", accumulator, multiplier, shift, 0, -32768, 32767, dtype="int16", n=len(scale)
+        )
+        value = self.emit(op.dequantize(value, scalar(code_scale), relax.const(np.int16(0)), out_dtype="float32"))
+        value = self.function(value, head.function)
+        value = self.emit(op.multiply(value, relax.const(head.scale.astype(np.float32))))
+        return self.clipped(op.add(value, relax.const(head.offset.astype(np.float32))), head)
+
+    def decide(self, accumulator: Var, decision: Decision) -> relax.Expr:
+        if decision.positive:
+            return op.greater(accumulator, relax.const(np.int32(0)))
+        if len(decision.runs) == 1:
+            return op.argmax(accumulator, axis=1)
+        parts, start = [], 0
+        for run in decision.runs:
+            part = self.emit(op.strided_slice(accumulator, axes=[1], begin=[start], end=[start + run]))
+            parts.append(self.emit(op.argmax(part, axis=1, keepdims=True)))
+            start += run
+        return op.concat(parts, axis=1)
+
+    def clipped(self, value: relax.Expr, head: Continuous) -> relax.Expr:
+        if head.high is not None:
+            value = op.minimum(self.emit(value), relax.const(head.high.astype(np.float32)))
+        if head.low is not None:
+            value = op.maximum(self.emit(value), relax.const(head.low.astype(np.float32)))
+        return value
+
+    def accumulate(self, codes: Codes, weight: np.ndarray, bias: np.ndarray, scale: Any, dtype: str = "int8") -> Var:
+        """weight (n_in, n_out) a code and bias, at `scale` an output -> int32 accumulators."""
+        integers = np.rint(weight / scale)
+        # what the zero point adds is taken off in the rounded weights it is added in; but where zero is no code, every
+        # code is as far from it, and the error of the rounding would be as many times larger
+        far = far_zero(codes.zero_point, len(weight))
+        offset = (np.broadcast_to(codes.zero_point, len(far)) - far) @ integers + np.rint(far @ weight / scale)
+        product = self.emit(op.matmul(codes.var, relax.const(integers.astype(dtype)), out_dtype="int32"))
+        return self.emit(op.add(product, relax.const((np.rint(bias / scale) - offset).astype(np.int32))))
+
+    def function(self, value: Var, function: Function) -> Var:
+        """The function's own operators, on another tensor."""
+        renamed = {function.source: value}
+        for var, expr in function.body:
+            args = [renamed.get(arg, arg) if isinstance(arg, Var) else arg for arg in expr.args]
+            renamed[var] = self.emit(tvm.ir.Call(expr.op, args, expr.attrs, expr.ty_args))
+        return renamed[function.result]
+
+    def call(self, name: str, *args: Any, dtype: str, n: int) -> Var:
+        """Call a function of `fixedpoint.py`'s by name: arrays and numbers are constants, the answer is (1, n)."""
+        exprs = [_expr(arg) for arg in args]
+        return self.emit(op.call_dps_packed(name, exprs, out_ty=relax.TensorType((1, n), dtype)))
+
+    def emit(self, expr: relax.Expr) -> Var:
+        return self.builder.emit(expr)
+
+
+def _expr(arg: Any) -> relax.Expr:
+    if isinstance(arg, np.ndarray):
+        return relax.const(arg)
+    return relax.prim_value(arg) if isinstance(arg, int) else arg
+
+
+def scalar(value: float) -> relax.Expr:
+    return relax.const(np.float32(value))
+
+
+def far_zero(zero_point: np.ndarray, n: int) -> np.ndarray:
+    """Zero points (n,) that are no code of their own feature; 0 for the others."""
+    points: np.ndarray = np.broadcast_to(zero_point, n)
+    return np.where(np.abs(points) > 128, points, 0.0)
+
+
+def multipliers(real: np.ndarray) -> tuple[np.ndarray, int]:
+    """(multiplier (n,) int32, right shift) with real = multiplier * 2^(-31 - shift); real at most 1."""
+    multiplier, left = common_shift_multipliers(real)
+    shift = -left
+    if shift > MAX_SHIFT:
+        return np.rint(np.ldexp(real, 31 + MAX_SHIFT)).astype(np.int32), MAX_SHIFT
+    if shift < 0:  # exactly 1, the floor of an output's scale
+        return np.minimum(np.rint(np.ldexp(real, 31)), INT32_MAX).astype(np.int32), 0
+    return multiplier, shift
+
+
+def saturation(function: Function, largest: float) -> float:
+    """The least limit beyond which the function's codes do not change, at most `largest`.
+
+    tanh's last code ends at 3.1: finer codes for the steep middle, where a range up to 8 would spend half on ones.
+    """
+    if not function.body or largest == 0:
+        return largest
+    points = largest * np.linspace(0, 1, 2049)
+    sides = [function(points), function(-points)]
+    half_code = (max(side.max() for side in sides) - min(side.min() for side in sides)) / 255 / 2
+    settled = np.all([np.abs(side - side[-1]) <= half_code for side in sides], axis=0)
+    changing = np.flatnonzero(~settled)
+    return float(points[min(changing[-1] + 1, 2048)]) if len(changing) else largest
