@@ -86,6 +86,22 @@ TOOLS = {
         ),
         Tool("wasm-ld", ("wasm-ld",), ("lld",), "links a policy for WebAssembly", optional=True),
         Tool("node", ("node", "nodejs"), ("nodejs",), "runs a policy in WebAssembly", optional=True),
+        Tool(
+            "avr-gcc",
+            ("avr-gcc",),
+            ("gcc-avr", "avr-libc"),
+            "compiles a policy for AVR",
+            library="libc.a",
+            optional=True,
+        ),
+        Tool(
+            "arduino-builder",
+            ("arduino-builder",),
+            ("arduino-builder", "arduino-core-avr"),
+            "builds an Arduino sketch",
+            optional=True,
+        ),
+        Tool("simavr", ("simavr",), ("simavr",), "emulates an Arduino with an AVR", optional=True),
         Tool("llvm-mca", ("llvm-mca-19", "llvm-mca"), ("llvm-19",), "estimates cycles of a trace", optional=True),
     )
 }

@@ -3,17 +3,28 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
-from tinyrl_tvm.device import host, node, qemu
+from tinyrl_tvm.device import avr, host, node, qemu
 from tinyrl_tvm.device.measurement import Measurement
 from tinyrl_tvm.project import Project
 
 
-def run(project: Project, observations: np.ndarray | None = None, *, timed: bool = False) -> Measurement:
+class Run(Protocol):
     """`timed` takes the wall time where that means something: on this machine and in node, not on an emulator."""
-    if project.platform == "host":
-        return host.run_project(project, observations, timed=timed)
-    if project.platform == "wasm":
-        return node.run(project, observations, timed=timed)
-    return qemu.run(project, observations)
+
+    def __call__(self, project: Project, observations: np.ndarray | None, *, timed: bool) -> Measurement: ...
+
+
+RUNS: dict[str, Run] = {
+    "host": host.run_project,
+    "baremetal": qemu.run,
+    "wasm": node.run,
+    "arduino": avr.run,
+}
+
+
+def run(project: Project, observations: np.ndarray | None = None, *, timed: bool = False) -> Measurement:
+    return RUNS[project.platform](project, observations, timed=timed)

@@ -20,6 +20,7 @@ from tinyrl_tvm.device.elf import cost_of_policy
 from tinyrl_tvm.device.emulator import Emulate, emulate
 from tinyrl_tvm.device.measurement import FAIL, PASS, Measurement, compare_with_float, judge
 from tinyrl_tvm.device.observations import observation_rows
+from tinyrl_tvm.device.replayed import Replayed, read_replay
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.interface import Interface, Vectors
 from tinyrl_tvm.project import Project
@@ -28,19 +29,14 @@ from tinyrl_tvm.targets import board_named
 TIMEOUT_S = 60.0
 TIMEOUT_PER_ROW_S = 0.01  # three calls to the host, 0.01 ms, and an inference, 1 ms for a large one
 
-ANSWER = re.compile(r"^answer (\d+) status (-?\d+) action ([0-9a-f]+)$", re.MULTILINE)
-PARITY = re.compile(r"^PARITY (PASS|FAIL) \((\d+) of (\d+)\)$", re.MULTILINE)
 INSTRUCTIONS = re.compile(r"^instructions per inference: (\d+\.\d+)$", re.MULTILINE)
 STACK = re.compile(r"^stack bytes: (\d+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
+class Report(Replayed):
     """The firmware's own words."""
 
-    actions: np.ndarray
-    statuses: np.ndarray
-    parity: str
     instructions_per_inference: float
     stack_bytes: int
 
@@ -49,6 +45,7 @@ def run(
     project: Project,
     observations: np.ndarray | None = None,
     *,
+    timed: bool = False,
     timeout_s: float | None = None,
     emulate: Emulate = emulate,
 ) -> Measurement:
@@ -99,16 +96,14 @@ def run(
 
 
 def _read_report(project: Project, interface: Interface, printed: str) -> Report:
-    answers = ANSWER.findall(printed)
-    parity, instructions, stack = PARITY.search(printed), INSTRUCTIONS.search(printed), STACK.search(printed)
-    if not (answers and parity and instructions and stack):
+    replayed = read_replay(printed, interface)
+    instructions, stack = INSTRUCTIONS.search(printed), STACK.search(printed)
+    if not (replayed and instructions and stack):
         raise TinyrlError(f"the firmware of '{project.folder}' does not report as a project of ours; create it again")
-    dtype = np.dtype(interface.action_dtype).newbyteorder("<")
-    data = b"".join(bytes.fromhex(answer[2]) for answer in answers)
     return Report(
-        actions=np.frombuffer(data, dtype).reshape(len(answers), interface.n_actions).astype(interface.action_dtype),
-        statuses=np.array([int(answer[1]) for answer in answers], np.int32),
-        parity=parity[1],
+        replayed.actions,
+        replayed.statuses,
+        replayed.parity,
         instructions_per_inference=float(instructions[1]),
         stack_bytes=int(stack[1]),
     )
