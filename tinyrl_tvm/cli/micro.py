@@ -75,7 +75,7 @@ def micro_verb() -> None:
     help="List the options of every platform.",
 )
 def create_verb(folder: Path, library: Path, platform: str, force: bool, options: tuple[tuple[str, str], ...]) -> None:
-    """Write a project for PLATFORM to the new folder DIR: arduino, baremetal, host or wasm.
+    """Write a project for PLATFORM to the new folder DIR; --list-options names them.
 
     The folder builds with the platform's own tools, make, CMake or Arduino's, also where tinyrl-tvm is not installed.
     """

@@ -21,6 +21,7 @@ class Run(Protocol):
 RUNS: dict[str, Run] = {
     "host": host.run_project,
     "baremetal": qemu.run,
+    "cmsis": qemu.run,
     "wasm": node.run,
     "arduino": avr.run,
 }

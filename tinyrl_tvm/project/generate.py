@@ -83,7 +83,7 @@ def _refuse_another_core(interface: Interface, platform: Platform, options: Opti
     target = platform.target(options)
     if target is not None and interface.target != target and TARGETS[interface.target].guard is not None:
         raise TinyrlError(
-            f"the library is compiled for '{interface.target}', the board '{options['board']}' has a '{target}'; "
+            f"the library is compiled for '{interface.target}', {platform.place(options)} has a '{target}'; "
             f"compile the policy with --target {target}"
         )
 

@@ -67,6 +67,11 @@ class Platform:
         replay = {f"replay/{name}": f"{self.layout.replay}/{name}" for name in REPLAY_FILES}
         return replay | dict(self.borrows)
 
+    def place(self, options: Options) -> str:
+        """The first option, which says what the project is for: `the board 'mps3-an547'`."""
+        name = self.options[0].name
+        return f"the {name} '{options[name]}'"
+
     def complete(self, given: Options) -> Options:
         """`given` checked, and the defaults of what it leaves open."""
         known = {option.name: option for option in self.options}
