@@ -16,7 +16,7 @@ from tinyrl_tvm.device.observations import joined, observation_rows, read_observ
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.interface import Interface, Vectors
 from tinyrl_tvm.library import ModelLibrary
-from tinyrl_tvm.project import PLATFORMS, Project, build, create
+from tinyrl_tvm.project import Project, build, create
 
 ASK_FIRST_ROW = "    action[0] = obs[0];\n    return 0;"
 
@@ -345,7 +345,7 @@ def test_no_compiler_for_the_host_comes_with_the_line_that_installs_it(
         host.run(POLICIES["cartpole"]())
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("platform", micro.RUNS)
 def test_a_project_that_was_not_built_is_not_run(platform: str, tmp_path: Path) -> None:
     project = create(POLICIES["cartpole"](), tmp_path / "project", platform)
     with pytest.raises(TinyrlError, match=r"is not built; run 'tinyrl-tvm micro build"):

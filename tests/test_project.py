@@ -130,7 +130,7 @@ def everything_below(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_project_loads_as_it_was_created(platform: str, tmp_path: Path) -> None:
-    library = reacher()
+    library = reacher(target="host")
     created = create(library, tmp_path / "build" / "reacher", platform)
     loaded = load(tmp_path / "build" / "reacher")
     assert loaded == created
@@ -142,8 +142,8 @@ def test_a_project_loads_as_it_was_created(platform: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_the_same_library_gives_the_same_project(platform: str, tmp_path: Path) -> None:
-    create(pendulum(), tmp_path / "one", platform)
-    create(pendulum(), tmp_path / "two", platform)
+    create(pendulum(target="host"), tmp_path / "one", platform)
+    create(pendulum(target="host"), tmp_path / "two", platform)
     assert everything_below(tmp_path / "one") == everything_below(tmp_path / "two")
 
 
@@ -455,11 +455,11 @@ def test_the_readme_names_the_command_that_make_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_the_call_in_the_readme_compiles(platform: str, tmp_path: Path) -> None:
-    project = create(reacher(), tmp_path / "project", platform)
+    project = create(reacher(target="host"), tmp_path / "project", platform)
     code = re.search(r"```c\n(.*?)```", (project.folder / "README.md").read_text(), re.DOTALL)[1]
     includes, statements = code.split("\n\n", 1)
     (tmp_path / "own.c").write_text(f"{includes}\nint main(void)\n{{\n{statements}\nreturn status;\n}}\n")
-    headers = project.folder / Path(PLATFORMS[platform].layout.place_of("include/tvmgen_reacher.h")).parent
+    headers = project.folder / Path(PLATFORMS[platform].layout.place_of("include/tvmgen_reacher.h", "reacher")).parent
     command = ["cc", "-std=c99", "-Wall", "-Wextra", "-I", headers, "-c", "own.c"]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stderr == b""
 

@@ -111,6 +111,14 @@ TOOLS = {
             optional=True,
             elsewhere="CMSIS-Toolbox, https://open-cmsis-pack.github.io/cmsis-toolbox",
         ),
+        Tool(
+            "idf.py",
+            ("idf.py",),
+            (),
+            "builds a project of ESP-IDF",
+            optional=True,
+            elsewhere="ESP-IDF, https://docs.espressif.com/projects/esp-idf, and source its export.sh",
+        ),
         Tool("llvm-mca", ("llvm-mca-19", "llvm-mca"), ("llvm-19",), "estimates cycles of a trace", optional=True),
     )
 }

@@ -9,6 +9,7 @@ import numpy as np
 
 from tinyrl_tvm.device import avr, host, node, qemu
 from tinyrl_tvm.device.measurement import Measurement
+from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.project import Project
 
 
@@ -25,7 +26,12 @@ RUNS: dict[str, Run] = {
     "wasm": node.run,
     "arduino": avr.run,
 }
+# Platforms whose emulator is in no package of Debian's: what runs them on a board.
+ON_A_BOARD = {"esp-idf": "idf.py -C {folder}/{name}/examples/replay flash monitor"}
 
 
 def run(project: Project, observations: np.ndarray | None = None, *, timed: bool = False) -> Measurement:
+    if project.platform in ON_A_BOARD:
+        command = ON_A_BOARD[project.platform].format(folder=project.folder, name=project.library.name)
+        raise TinyrlError(f"a project of '{project.platform}' runs on its board: {command}")
     return RUNS[project.platform](project, observations, timed=timed)

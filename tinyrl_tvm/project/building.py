@@ -19,6 +19,7 @@ from tinyrl_tvm import toolchain
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.project.folder import Project
 from tinyrl_tvm.project.platforms import PLATFORMS
+from tinyrl_tvm.project.platforms.platform import named
 from tinyrl_tvm.targets import Board
 
 
@@ -32,7 +33,7 @@ class BuiltProject:
 
 def build(project: Project) -> BuiltProject:
     """Run the platform's own build tool. Two builds of one folder wait for each other."""
-    tool, *arguments = PLATFORMS[project.platform].command
+    tool, *arguments = _command(project)
     command: list[str | Path] = [toolchain.find(tool), *arguments]
     for needed in project.tools:
         toolchain.find(needed)
@@ -47,12 +48,17 @@ def build(project: Project) -> BuiltProject:
 
 def built(project: Project) -> BuiltProject:
     """What an earlier build left. Raises TinyrlError when there was none."""
-    products = tuple(project.folder / product for product in PLATFORMS[project.platform].products)
+    name = project.library.name
+    products = tuple(project.folder / named(product, name) for product in PLATFORMS[project.platform].products)
     if not all(product.is_file() for product in products):
         raise TinyrlError(
             f"the project in '{project.folder}' is not built; run 'tinyrl-tvm micro build {project.folder}' first"
         )
     return BuiltProject(project, products)
+
+
+def _command(project: Project) -> list[str]:
+    return [named(word, project.library.name) for word in PLATFORMS[project.platform].command]
 
 
 @contextlib.contextmanager
@@ -77,7 +83,7 @@ def _build_error(project: Project, log: str) -> TinyrlError:
         return TinyrlError(f"the policy does not fit '{board}': it is {n_bytes:,} B too large; try {_smaller(project)}")
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     telling = [line for line in lines if "error:" in line or "cannot find" in line] or lines[-1:] or ["it said nothing"]
-    command = " ".join(PLATFORMS[project.platform].command)
+    command = " ".join(_command(project))
     return TinyrlError(f"the build failed: {telling[0]}; run '{command}' in '{project.folder}' to see all of it")
 
 

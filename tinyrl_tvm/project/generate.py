@@ -96,8 +96,8 @@ def _policy_files(library: ModelLibrary, layout: Layout) -> dict[str, bytes]:
             below = path.removeprefix("codegen/host/")
             if not SOURCE_PATH.fullmatch(below):
                 raise TinyrlError(f"the library holds a source called {path!r}; compile the policy again")
-            files[layout.place_of(below)] = library.files[path]
-    header = layout.place_of(f"include/tvmgen_{library.name}.h")
+            files[layout.place_of(below, library.name)] = library.files[path]
+    header = layout.place_of(f"include/tvmgen_{library.name}.h", library.name)
     if header not in files or not any(path.endswith(".c") for path in files):
         raise TinyrlError(f"the library holds no C code for '{library.name}'; compile the policy again")
     return files | {layout.model: library.to_bytes()}

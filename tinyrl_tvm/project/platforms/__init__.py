@@ -7,13 +7,14 @@ from tinyrl_tvm.errors import unknown_name
 from tinyrl_tvm.project.platforms.arduino import ARDUINO
 from tinyrl_tvm.project.platforms.baremetal import BAREMETAL
 from tinyrl_tvm.project.platforms.cmsis import CMSIS
+from tinyrl_tvm.project.platforms.esp_idf import ESP_IDF
 from tinyrl_tvm.project.platforms.host import HOST
 from tinyrl_tvm.project.platforms.platform import Option, Platform
 from tinyrl_tvm.project.platforms.wasm import WASM
 
 __all__ = ["PLATFORMS", "Option", "Platform", "platform_named"]
 
-PLATFORMS = {platform.name: platform for platform in (HOST, BAREMETAL, WASM, ARDUINO, CMSIS)}
+PLATFORMS = {platform.name: platform for platform in (HOST, BAREMETAL, WASM, ARDUINO, CMSIS, ESP_IDF)}
 
 
 def platform_named(name: str) -> Platform:

@@ -14,6 +14,11 @@ Options = Mapping[str, str]
 REPLAY_FILES = ("console.c", "console.h", "replay.c", "replay.h", "vectors.c.jinja", "vectors.h.jinja")
 
 
+def named(path: str, name: str) -> str:
+    """A path whose {{name}} is that of the policy."""
+    return path.replace("{{name}}", name)
+
+
 @dataclass(frozen=True)
 class Option:
     """One `--project-option NAME=VALUE`."""
@@ -27,16 +32,16 @@ class Option:
 @dataclass(frozen=True)
 class Layout:
     """Where a platform wants the policy's code: include/ and src/ below `code`, or both `flat` in it. `replay` is the
-    folder of the test vectors and what replays them, `model` the library."""
+    folder of the test vectors and what replays them, `model` the library. A folder may be called {{name}}."""
 
     code: str = "policy"
     flat: bool = False
     replay: str = "src"
     model: str = "policy/model.tar"
 
-    def place_of(self, below: str) -> str:
-        """`include/tvmgen_x.h` of the library in the project."""
-        return f"{self.code}/{below.rpartition('/')[2] if self.flat else below}"
+    def place_of(self, below: str, name: str) -> str:
+        """`include/tvmgen_x.h` of the library `name` in the project."""
+        return f"{named(self.code, name)}/{below.rpartition('/')[2] if self.flat else below}"
 
 
 @dataclass(frozen=True)
