@@ -627,7 +627,7 @@ def test_an_unknown_board_or_platform_is_answered_with_a_guess(tmp_path: Path, p
     )
     assert_refused(
         (*create, "bare-metal"),
-        "no platform 'bare-metal'; have: arduino, baremetal, cmsis, esp-idf, host, wasm. Did you mean 'baremetal'?",
+        "no platform 'bare-metal'; have: arduino, baremetal, cmsis, esp-idf, host, wasm, zephyr. Did you mean 'baremetal'?",
         tmp_path,
     )
 

@@ -132,5 +132,5 @@ def test_a_library_for_another_core_is_refused_by_the_chip(tmp_path: Path) -> No
 def test_running_names_the_command_that_needs_a_board(tmp_path: Path) -> None:
     project = create(POLICIES["cartpole"](target="host"), tmp_path / "project", "esp-idf")
     command = r"idf.py -C .*/project/cartpole/examples/replay flash monitor"
-    with pytest.raises(TinyrlError, match=rf"a project of 'esp-idf' runs on its board: {command}"):
+    with pytest.raises(TinyrlError, match=rf"a project of 'esp-idf' is run by its own tool: {command}"):
         micro.run(project)

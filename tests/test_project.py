@@ -223,7 +223,8 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
 
 def test_an_unknown_platform_is_refused_with_a_guess(tmp_path: Path) -> None:
     with pytest.raises(
-        TinyrlError, match=r"no platform 'bare-metal'; have: arduino, baremetal, .*wasm. Did you mean 'baremetal'\?"
+        TinyrlError,
+        match=r"no platform 'bare-metal'; have: arduino, baremetal, .*wasm, zephyr. Did you mean 'baremetal'\?",
     ):
         create(cartpole(), tmp_path / "project", "bare-metal")
 

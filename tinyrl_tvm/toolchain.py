@@ -119,6 +119,14 @@ TOOLS = {
             optional=True,
             elsewhere="ESP-IDF, https://docs.espressif.com/projects/esp-idf, and source its export.sh",
         ),
+        Tool(
+            "west",
+            ("west",),
+            (),
+            "builds an application of Zephyr",
+            optional=True,
+            elsewhere="pip install west, and a workspace: https://docs.zephyrproject.org/latest/develop/getting_started",
+        ),
         Tool("llvm-mca", ("llvm-mca-19", "llvm-mca"), ("llvm-19",), "estimates cycles of a trace", optional=True),
     )
 }

@@ -26,12 +26,15 @@ RUNS: dict[str, Run] = {
     "wasm": node.run,
     "arduino": avr.run,
 }
-# Platforms whose emulator is in no package of Debian's: what runs them on a board.
-ON_A_BOARD = {"esp-idf": "idf.py -C {folder}/{name}/examples/replay flash monitor"}
+# Platforms whose own tool knows how to run what it built.
+BY_ITS_OWN_TOOL = {
+    "esp-idf": "idf.py -C {folder}/{name}/examples/replay flash monitor",
+    "zephyr": "west build -d {folder}/build -t run",
+}
 
 
 def run(project: Project, observations: np.ndarray | None = None, *, timed: bool = False) -> Measurement:
-    if project.platform in ON_A_BOARD:
-        command = ON_A_BOARD[project.platform].format(folder=project.folder, name=project.library.name)
-        raise TinyrlError(f"a project of '{project.platform}' runs on its board: {command}")
+    if project.platform in BY_ITS_OWN_TOOL:
+        command = BY_ITS_OWN_TOOL[project.platform].format(folder=project.folder, name=project.library.name)
+        raise TinyrlError(f"a project of '{project.platform}' is run by its own tool: {command}")
     return RUNS[project.platform](project, observations, timed=timed)

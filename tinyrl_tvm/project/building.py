@@ -20,6 +20,7 @@ from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.project.folder import Project
 from tinyrl_tvm.project.platforms import PLATFORMS
 from tinyrl_tvm.project.platforms.platform import named
+from tinyrl_tvm.project.templates import TEMPLATES
 from tinyrl_tvm.targets import Board
 
 
@@ -58,7 +59,9 @@ def built(project: Project) -> BuiltProject:
 
 
 def _command(project: Project) -> list[str]:
-    return [named(word, project.library.name) for word in PLATFORMS[project.platform].command]
+    platform = PLATFORMS[project.platform]
+    holes = {"name": project.library.name, **platform.holes(project.options, ())}
+    return [TEMPLATES.from_string(word).render(holes) for word in platform.command]
 
 
 @contextlib.contextmanager
@@ -81,6 +84,7 @@ def _build_error(project: Project, log: str) -> TinyrlError:
         board = project.options.get("board", project.platform)
         n_bytes = max(map(int, excess))
         return TinyrlError(f"the policy does not fit '{board}': it is {n_bytes:,} B too large; try {_smaller(project)}")
+    log = re.sub(r"CMake Error at .*:\n\s*", "error: ", log)  # CMake says where on one line and what on the next
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     telling = [line for line in lines if "error:" in line or "cannot find" in line] or lines[-1:] or ["it said nothing"]
     command = " ".join(_command(project))

@@ -11,10 +11,11 @@ from tinyrl_tvm.project.platforms.esp_idf import ESP_IDF
 from tinyrl_tvm.project.platforms.host import HOST
 from tinyrl_tvm.project.platforms.platform import Option, Platform
 from tinyrl_tvm.project.platforms.wasm import WASM
+from tinyrl_tvm.project.platforms.zephyr import ZEPHYR
 
 __all__ = ["PLATFORMS", "Option", "Platform", "platform_named"]
 
-PLATFORMS = {platform.name: platform for platform in (HOST, BAREMETAL, WASM, ARDUINO, CMSIS, ESP_IDF)}
+PLATFORMS = {platform.name: platform for platform in (HOST, BAREMETAL, WASM, ARDUINO, CMSIS, ESP_IDF, ZEPHYR)}
 
 
 def platform_named(name: str) -> Platform:

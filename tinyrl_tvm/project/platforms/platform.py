@@ -48,10 +48,10 @@ class Layout:
 class Platform:
     """A way to build a project.
 
-    `command` is its own build tool, `products` are what that leaves behind; `borrows` are other platforms' templates,
-    and where they go. What the options decide are functions of them: `tools` of `toolchain.TOOLS` that build it, the
-    compiler first; `target`, the core that the project is for, None when any will do; `leaves_out`, folders of its
-    templates; `holes` of its templates, also by their paths.
+    `command` is its own build tool, with holes as templates have them, `products` are what that leaves behind;
+    `borrows` are other platforms' templates, and where they go. What the options decide are functions of them: `tools`
+    of `toolchain.TOOLS` that build it, the compiler first; `target`, the core that the project is for, None when any will
+    do; `leaves_out`, folders of its templates; `holes` of its templates, also by their paths.
     """
 
     name: str
