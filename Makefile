@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 TOOLS := gcc libc6-dev make gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
 BENCH_TOOLS := $(TOOLS) gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc llvm-19
-TEST_TOOLS := $(BENCH_TOOLS) g++ clang libclang-rt-14-dev cmake git lld nodejs
+TEST_TOOLS := $(BENCH_TOOLS) g++ clang libclang-rt-14-dev cmake git lld nodejs \
+	arduino-builder arduino-core-avr simavr
 # torch from PyPI is the CUDA build on Linux, several GB. Where a CPU wheel is at hand, point pip at it:
 #   make test PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu'
 PIP_FLAGS ?=

@@ -644,7 +644,7 @@ def test_an_unknown_board_or_platform_is_answered_with_a_guess(tmp_path: Path, p
     )
     assert_refused(
         (*create, "bare-metal"),
-        "no platform 'bare-metal'; have: baremetal, host, wasm. Did you mean 'baremetal'?",
+        "no platform 'bare-metal'; have: arduino, baremetal, cmsis, esp-idf, host, wasm, zephyr. Did you mean 'baremetal'?",
         tmp_path,
     )
 
@@ -925,7 +925,7 @@ def test_doctor_says_the_one_line_that_installs_the_rest(tmp_path: Path, monkeyp
     assert result.stdout.endswith(
         f"missing; install it: {apt} gcc libc6-dev gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm\n"
         f"optional; install it: {apt} gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc cmake clang"
-        " lld nodejs llvm-19\n"
+        " lld nodejs gcc-avr avr-libc arduino-builder arduino-core-avr simavr llvm-19\n"
     )
     answer = json.loads(tinyrl("doctor", "--json").stdout)
     assert not answer["ok"]

@@ -345,7 +345,7 @@ def test_no_compiler_for_the_host_comes_with_the_line_that_installs_it(
         host.run(POLICIES["cartpole"]())
 
 
-@pytest.mark.parametrize("platform", ["host", "baremetal", "wasm"])
+@pytest.mark.parametrize("platform", micro.RUNS)
 def test_a_project_that_was_not_built_is_not_run(platform: str, tmp_path: Path) -> None:
     project = create(POLICIES["cartpole"](), tmp_path / "project", platform)
     with pytest.raises(TinyrlError, match=r"is not built; run 'tinyrl-tvm micro build"):

@@ -21,10 +21,11 @@ from tinyrl_tvm import toolchain
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.interface import MAX_BUILT_IN_VECTORS, Interface, Vectors
 from tinyrl_tvm.library import ModelLibrary
-from tinyrl_tvm.project import PLATFORMS, build, create, load
+from tinyrl_tvm.project import PLATFORMS, build, create, generate, load
 from tinyrl_tvm.targets import BOARDS, TARGETS, Target
 
 N_VECTORS = 64
+MAKE_AND_CMAKE = [name for name, platform in PLATFORMS.items() if platform.command == ("make",)]
 
 
 def hand_written_library(
@@ -60,7 +61,8 @@ def hand_written_library(
     vectors = io.BytesIO()
     np.savez(vectors, observations=observations, expected=expected, float_action=expected)
     guard = f"TVMGEN_{name.upper()}_H"
-    header = f"#ifndef {guard}\n#define {guard}\n#include <stdint.h>\n{signature};\n#endif\n"
+    in_cpp = '#ifdef __cplusplus\nextern "C"\n#endif\n'
+    header = f"#ifndef {guard}\n#define {guard}\n#include <stdint.h>\n{in_cpp}{signature};\n#endif\n"
     texts = {
         "metadata.json": json.dumps({"version": 8, "modules": {name: {"tinyrl": tinyrl}}}),
         f"codegen/host/include/tvmgen_{name}.h": header,
@@ -128,7 +130,7 @@ def everything_below(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_project_loads_as_it_was_created(platform: str, tmp_path: Path) -> None:
-    library = reacher()
+    library = reacher(target="host")
     created = create(library, tmp_path / "build" / "reacher", platform)
     loaded = load(tmp_path / "build" / "reacher")
     assert loaded == created
@@ -140,8 +142,8 @@ def test_a_project_loads_as_it_was_created(platform: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_the_same_library_gives_the_same_project(platform: str, tmp_path: Path) -> None:
-    create(pendulum(), tmp_path / "one", platform)
-    create(pendulum(), tmp_path / "two", platform)
+    create(pendulum(target="host"), tmp_path / "one", platform)
+    create(pendulum(target="host"), tmp_path / "two", platform)
     assert everything_below(tmp_path / "one") == everything_below(tmp_path / "two")
 
 
@@ -207,7 +209,7 @@ def test_an_interrupted_create_leaves_the_earlier_project(tmp_path: Path, monkey
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(projects, "_write_tree", full_disk)
+    monkeypatch.setattr(generate, "_write_tree", full_disk)
     with pytest.raises(TinyrlError, match=r"cannot write '.*project': No space left on device; choose another folder"):
         create(pendulum(), tmp_path / "project", "host", force=True)
     assert everything_below(tmp_path) == before
@@ -221,7 +223,8 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
 
 def test_an_unknown_platform_is_refused_with_a_guess(tmp_path: Path) -> None:
     with pytest.raises(
-        TinyrlError, match=r"no platform 'bare-metal'; have: baremetal, host, wasm. Did you mean 'baremetal'\?"
+        TinyrlError,
+        match=r"no platform 'bare-metal'; have: arduino, baremetal, .*wasm, zephyr. Did you mean 'baremetal'\?",
     ):
         create(cartpole(), tmp_path / "project", "bare-metal")
 
@@ -411,7 +414,7 @@ def test_the_firmware_is_clean_under_strict_warnings_of_clang(policy: str, tmp_p
     assert made.returncode == 0, made.stderr
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("platform", MAKE_AND_CMAKE)
 def test_make_builds_and_runs_where_the_path_has_spaces_and_quotes(platform: str, tmp_path: Path) -> None:
     project = create(pendulum(), tmp_path / 'it\'s a "robot" $HOME' / "p", platform)
     build(project)
@@ -420,7 +423,7 @@ def test_make_builds_and_runs_where_the_path_has_spaces_and_quotes(platform: str
     assert "PARITY PASS (64 of 64)" in ran.stdout
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("platform", MAKE_AND_CMAKE)
 def test_cmake_builds_and_runs_where_the_path_has_spaces_and_a_quote(platform: str, tmp_path: Path) -> None:
     toolchain.find("cmake")
     folder = create(reacher(), tmp_path / "it's a robot" / "p", platform).folder
@@ -453,15 +456,16 @@ def test_the_readme_names_the_command_that_make_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_the_call_in_the_readme_compiles(platform: str, tmp_path: Path) -> None:
-    project = create(reacher(), tmp_path / "project", platform)
+    project = create(reacher(target="host"), tmp_path / "project", platform)
     code = re.search(r"```c\n(.*?)```", (project.folder / "README.md").read_text(), re.DOTALL)[1]
     includes, statements = code.split("\n\n", 1)
     (tmp_path / "own.c").write_text(f"{includes}\nint main(void)\n{{\n{statements}\nreturn status;\n}}\n")
-    command = ["cc", "-std=c99", "-Wall", "-Wextra", "-I", project.folder / "policy" / "include", "-c", "own.c"]
+    headers = project.folder / Path(PLATFORMS[platform].layout.place_of("include/tvmgen_reacher.h", "reacher")).parent
+    command = ["cc", "-std=c99", "-Wall", "-Wextra", "-I", headers, "-c", "own.c"]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stderr == b""
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("platform", MAKE_AND_CMAKE)
 def test_floats_reach_the_sources_bit_for_bit(platform: str, tmp_path: Path) -> None:
     limits = np.finfo(np.float32)
     values = [0.0, -0.0, 0.1, 1 / 3, 16777217.0, 1e10, 123456789.0, limits.max, limits.min, limits.tiny, 1e-45, -1e-40]
@@ -473,7 +477,7 @@ def test_floats_reach_the_sources_bit_for_bit(platform: str, tmp_path: Path) -> 
     assert b"".join(printed) == np.array(values, "<f4").tobytes()
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("platform", MAKE_AND_CMAKE)
 def test_integers_reach_the_sources_at_both_ends(platform: str, tmp_path: Path) -> None:
     observations = np.array([[0.0], [1.0]], np.float32)
     expected = np.array([[-(2**31)], [2**31 - 1]], np.int32)
@@ -485,7 +489,7 @@ def test_integers_reach_the_sources_at_both_ends(platform: str, tmp_path: Path) 
     assert "PARITY PASS (2 of 2)" in made.stdout, made.stderr
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("platform", MAKE_AND_CMAKE)
 def test_a_failed_parity_fails_make_run(platform: str, tmp_path: Path) -> None:
     observations = observations_of(1)
     wrong = observations.copy()
@@ -498,7 +502,7 @@ def test_a_failed_parity_fails_make_run(platform: str, tmp_path: Path) -> None:
     assert ran.returncode != 0
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("platform", MAKE_AND_CMAKE)
 def test_two_builds_of_one_folder_do_not_disturb_each_other(platform: str, tmp_path: Path) -> None:
     project = create(pendulum(), tmp_path / "project", platform)
     with ThreadPoolExecutor(4) as pool:
@@ -535,7 +539,7 @@ def test_a_policy_too_large_for_the_board_is_one_sentence(tmp_path: Path) -> Non
         build(create(ModelLibrary(files), tmp_path / "project", "baremetal"))
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("platform", MAKE_AND_CMAKE)
 def test_code_that_does_not_compile_is_one_sentence(platform: str, tmp_path: Path) -> None:
     project = create(cartpole(before="this is no C"), tmp_path / "project", platform)
     with pytest.raises(

@@ -99,6 +99,13 @@ class Vectors:
     built_in: np.ndarray = field(repr=False)
     float_answers: np.ndarray | None = field(default=None, repr=False)
 
+    @property
+    def carried(self) -> Vectors:
+        """Those that a project carries alone."""
+        rows = self.built_in
+        of_float = None if self.float_answers is None else self.float_answers[rows]
+        return Vectors(self.observations[rows], self.answers[rows], np.arange(len(rows)), of_float)
+
     @staticmethod
     def of(library: ModelLibrary) -> Vectors:
         interface = Interface.of(library)

@@ -20,9 +20,9 @@ UNWANTED_VARIABLES = ("CFLAGS", "CPPFLAGS", "LDFLAGS", "OPTIMIZE", "WARNINGS", "
 
 @dataclass(frozen=True)
 class Tool:
-    """`programs` are tried in order; `packages` are Debian's. `library` is a file that a compiler must find: Debian
-    packs it apart. `machine` begins the prefix of a cross compiler. What is optional only some platforms or boards, or our
-    own tests, need."""
+    """`programs` are tried in order; `packages` are Debian's, `elsewhere` is where to get what Debian has not. `library`
+    is a file that a compiler must find: Debian packs it apart. `machine` begins the prefix of a cross compiler. What is
+    optional only some platforms or boards, or our own tests, need."""
 
     name: str
     programs: tuple[str, ...]
@@ -31,10 +31,11 @@ class Tool:
     library: str | None = None
     machine: str | None = None
     optional: bool = False
+    elsewhere: str = ""
 
     @property
     def install_line(self) -> str:
-        return f"{'' if os.geteuid() == 0 else 'sudo '}apt-get install {' '.join(self.packages)}"
+        return self.elsewhere or f"{'' if os.geteuid() == 0 else 'sudo '}apt-get install {' '.join(self.packages)}"
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,46 @@ TOOLS = {
         ),
         Tool("wasm-ld", ("wasm-ld",), ("lld",), "links a policy for WebAssembly", optional=True),
         Tool("node", ("node", "nodejs"), ("nodejs",), "runs a policy in WebAssembly", optional=True),
+        Tool(
+            "avr-gcc",
+            ("avr-gcc",),
+            ("gcc-avr", "avr-libc"),
+            "compiles a policy for AVR",
+            library="libc.a",
+            optional=True,
+        ),
+        Tool(
+            "arduino-builder",
+            ("arduino-builder",),
+            ("arduino-builder", "arduino-core-avr"),
+            "builds an Arduino sketch",
+            optional=True,
+        ),
+        Tool("simavr", ("simavr",), ("simavr",), "emulates an Arduino with an AVR", optional=True),
+        Tool(
+            "cbuild",
+            ("cbuild",),
+            (),
+            "builds a project of the CMSIS-Toolbox",
+            optional=True,
+            elsewhere="CMSIS-Toolbox, https://open-cmsis-pack.github.io/cmsis-toolbox",
+        ),
+        Tool(
+            "idf.py",
+            ("idf.py",),
+            (),
+            "builds a project of ESP-IDF",
+            optional=True,
+            elsewhere="ESP-IDF, https://docs.espressif.com/projects/esp-idf, and source its export.sh",
+        ),
+        Tool(
+            "west",
+            ("west",),
+            (),
+            "builds an application of Zephyr",
+            optional=True,
+            elsewhere="pip install west, and a workspace: https://docs.zephyrproject.org/latest/develop/getting_started",
+        ),
         Tool("llvm-mca", ("llvm-mca-19", "llvm-mca"), ("llvm-19",), "estimates cycles of a trace", optional=True),
     )
 }

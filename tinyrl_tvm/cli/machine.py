@@ -84,7 +84,7 @@ def doctor_verb(ctx: click.Context, as_json: bool) -> None:
     else:
         rows = [(entry.tool.name, entry.tool.purpose, entry.path or "missing", entry.version or "") for entry in found]
         say_table("tools", ("tool", "what it does", "path", "version"), rows)
-        optional = [tool for tool in missing if tool.optional]
+        optional = [tool for tool in missing if tool.optional and tool.packages]
         say(f"missing; install it: {_install_line(required)}" if required else "everything needed is here")
         if optional:
             say(f"optional; install it: {_install_line(optional)}")

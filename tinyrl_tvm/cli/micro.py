@@ -75,9 +75,9 @@ def micro_verb() -> None:
     help="List the options of every platform.",
 )
 def create_verb(folder: Path, library: Path, platform: str, force: bool, options: tuple[tuple[str, str], ...]) -> None:
-    """Write a project for PLATFORM, host, baremetal or wasm, to the new folder DIR.
+    """Write a project for PLATFORM to the new folder DIR; --list-options names them.
 
-    The folder builds with plain `make` or CMake, also where tinyrl-tvm is not installed.
+    The folder builds with the platform's own tools, make, CMake or Arduino's, also where tinyrl-tvm is not installed.
     """
     from tinyrl_tvm import project as projects
     from tinyrl_tvm.library import ModelLibrary
@@ -97,7 +97,7 @@ def build_verb(folder: Path, as_json: bool) -> None:
     Flash and RAM are those of the policy: the firmware minus the same firmware without the call of the policy.
 
     \b
-    --json: project, platform, options {}, products [], flash_bytes, ram_bytes; both null on the platforms host and wasm
+    --json: project, platform, options {}, products [], flash_bytes, ram_bytes; both null but on baremetal
     """
     from tinyrl_tvm import project as projects
     from tinyrl_tvm.device.elf import cost_of_policy

@@ -3,17 +3,38 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
-from tinyrl_tvm.device import host, node, qemu
+from tinyrl_tvm.device import avr, host, node, qemu
 from tinyrl_tvm.device.measurement import Measurement
+from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.project import Project
 
 
-def run(project: Project, observations: np.ndarray | None = None, *, timed: bool = False) -> Measurement:
+class Run(Protocol):
     """`timed` takes the wall time where that means something: on this machine and in node, not on an emulator."""
-    if project.platform == "host":
-        return host.run_project(project, observations, timed=timed)
-    if project.platform == "wasm":
-        return node.run(project, observations, timed=timed)
-    return qemu.run(project, observations)
+
+    def __call__(self, project: Project, observations: np.ndarray | None, *, timed: bool) -> Measurement: ...
+
+
+RUNS: dict[str, Run] = {
+    "host": host.run_project,
+    "baremetal": qemu.run,
+    "cmsis": qemu.run,
+    "wasm": node.run,
+    "arduino": avr.run,
+}
+# Platforms whose own tool knows how to run what it built.
+BY_ITS_OWN_TOOL = {
+    "esp-idf": "idf.py -C {folder}/{name}/examples/replay flash monitor",
+    "zephyr": "west build -d {folder}/build -t run",
+}
+
+
+def run(project: Project, observations: np.ndarray | None = None, *, timed: bool = False) -> Measurement:
+    if project.platform in BY_ITS_OWN_TOOL:
+        command = BY_ITS_OWN_TOOL[project.platform].format(folder=project.folder, name=project.library.name)
+        raise TinyrlError(f"a project of '{project.platform}' is run by its own tool: {command}")
+    return RUNS[project.platform](project, observations, timed=timed)

@@ -18,14 +18,15 @@ from tinyrl_tvm import project as projects
 from tinyrl_tvm import toolchain
 from tinyrl_tvm.device.measurement import FAIL, PASS, Measurement, WallTime, compare_with_float, judge
 from tinyrl_tvm.device.observations import observation_rows
+from tinyrl_tvm.device.replayed import PARITY
 from tinyrl_tvm.errors import TinyrlError
-from tinyrl_tvm.project import Interface, Project, Vectors
+from tinyrl_tvm.interface import Interface, Vectors
+from tinyrl_tvm.project import Project
 
 TIMEOUT_S = 60.0
 TIMEOUT_PER_ROW_S = 0.001  # an inference of a large policy, ten times over
 
 FAULT = re.compile(r"^FAULT (.*)$", re.MULTILINE)
-PARITY = re.compile(r"^PARITY (PASS|FAIL) \(\d+ of \d+\)$", re.MULTILINE)
 WALL_TIME = re.compile(
     r"^nanoseconds per inference \(wall time in node\): (\S+) \((\S+) to (\S+), (\d+) batches of (\d+)\)$", re.MULTILINE
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a built bare-metal project on QEMU and read what the firmware prints.
+"""Run a built bare-metal or CMSIS project on QEMU and read what the firmware prints.
 
 The firmware judges the test vectors it carries itself. Whatever else is to be asked, the caller's observations and the
 vectors that did not fit into flash, goes through `observations.bin`, a row at a time.
@@ -20,35 +20,33 @@ from tinyrl_tvm.device.elf import cost_of_policy
 from tinyrl_tvm.device.emulator import Emulate, emulate
 from tinyrl_tvm.device.measurement import FAIL, PASS, Measurement, compare_with_float, judge
 from tinyrl_tvm.device.observations import observation_rows
+from tinyrl_tvm.device.replayed import Replayed, read_replay
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.interface import Interface, Vectors
 from tinyrl_tvm.project import Project
-from tinyrl_tvm.targets import board_named
+from tinyrl_tvm.project.platforms.cmsis import CMSIS_DEVICES
+from tinyrl_tvm.targets import Board, board_named
 
 TIMEOUT_S = 60.0
 TIMEOUT_PER_ROW_S = 0.01  # three calls to the host, 0.01 ms, and an inference, 1 ms for a large one
 
-ANSWER = re.compile(r"^answer (\d+) status (-?\d+) action ([0-9a-f]+)$", re.MULTILINE)
-PARITY = re.compile(r"^PARITY (PASS|FAIL) \((\d+) of (\d+)\)$", re.MULTILINE)
 INSTRUCTIONS = re.compile(r"^instructions per inference: (\d+\.\d+)$", re.MULTILINE)
 STACK = re.compile(r"^stack bytes: (\d+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
+class Report(Replayed):
     """The firmware's own words."""
 
-    actions: np.ndarray
-    statuses: np.ndarray
-    parity: str
-    instructions_per_inference: float
-    stack_bytes: int
+    instructions_per_inference: float | None
+    stack_bytes: int | None
 
 
 def run(
     project: Project,
     observations: np.ndarray | None = None,
     *,
+    timed: bool = False,
     timeout_s: float | None = None,
     emulate: Emulate = emulate,
 ) -> Measurement:
@@ -56,7 +54,8 @@ def run(
     interface, vectors = project.interface, Vectors.of(project.library)
     rows = None if observations is None else observation_rows(interface, observations)
     built = projects.built(project)
-    cost = cost_of_policy(built)
+    board = board_of(project)
+    cost = cost_of_policy(built) if project.platform == "baremetal" else None
 
     everything_built_in = len(vectors.built_in) == len(vectors.observations)
     n_vectors_streamed = 0 if everything_built_in else len(vectors.observations)
@@ -68,7 +67,7 @@ def run(
         folder = Path(workspace)
         if len(stream):
             stream.astype("<f4").tofile(folder / "observations.bin")
-        printed = emulate(board_named(project.options["board"]), built.products[0], folder, limit_s)
+        printed = emulate(board, built.products[0], folder, limit_s)
         report = _read_report(project, interface, printed)
         streamed_actions, streamed_statuses = _read_answers(folder, interface, len(stream))
 
@@ -86,31 +85,39 @@ def run(
     if rows is not None:
         actions, statuses = streamed_actions[n_vectors_streamed:], streamed_statuses[n_vectors_streamed:]
     return Measurement(
-        device=f"qemu {project.options['board']}",
+        device=f"qemu {board.name}",
         actions=actions,
         statuses=statuses,
         vectors=parity,
         likeness=likeness,
         instructions_per_inference=report.instructions_per_inference,
-        flash_bytes=cost.flash_bytes,
-        ram_bytes=cost.ram_bytes,
+        flash_bytes=cost.flash_bytes if cost else None,
+        ram_bytes=cost.ram_bytes if cost else None,
         stack_bytes=report.stack_bytes,
     )
 
 
+def board_of(project: Project) -> Board:
+    """What QEMU emulates for the project."""
+    if project.platform == "cmsis":
+        return board_named(CMSIS_DEVICES[project.options["device"]])
+    return board_named(project.options["board"])
+
+
 def _read_report(project: Project, interface: Interface, printed: str) -> Report:
-    answers = ANSWER.findall(printed)
-    parity, instructions, stack = PARITY.search(printed), INSTRUCTIONS.search(printed), STACK.search(printed)
-    if not (answers and parity and instructions and stack):
+    replayed = read_replay(printed, interface)
+    instructions, stack = INSTRUCTIONS.search(printed), STACK.search(printed)
+    measures = (
+        project.platform == "baremetal"
+    )  # with start-up code of its own, a firmware knows its clock and its stack
+    if replayed is None or (measures and not (instructions and stack)):
         raise TinyrlError(f"the firmware of '{project.folder}' does not report as a project of ours; create it again")
-    dtype = np.dtype(interface.action_dtype).newbyteorder("<")
-    data = b"".join(bytes.fromhex(answer[2]) for answer in answers)
     return Report(
-        actions=np.frombuffer(data, dtype).reshape(len(answers), interface.n_actions).astype(interface.action_dtype),
-        statuses=np.array([int(answer[1]) for answer in answers], np.int32),
-        parity=parity[1],
-        instructions_per_inference=float(instructions[1]),
-        stack_bytes=int(stack[1]),
+        replayed.actions,
+        replayed.statuses,
+        replayed.parity,
+        instructions_per_inference=float(instructions[1]) if instructions else None,
+        stack_bytes=int(stack[1]) if stack else None,
     )
 
 

@@ -33,6 +33,7 @@ def print_library(program: Program) -> dict[str, bytes]:
         "pedigree": comment(program.pedigree),
         "alignment": ALIGNMENT,
         "workspace_bytes": workspace_bytes,
+        "parameter_bytes": program.parameter_bytes,
         "target": program.target.name,
         "precision": program.precision,
         "target_guard": program.guard,
@@ -131,8 +132,9 @@ def _kernel(step: Step, program: Program) -> dict[str, str]:
 
 
 def _prototype(step: Step) -> str:
-    *reads, (out, out_dtype, _) = step.placed.arguments
-    parts = [f"const {C_TYPES[dtype]} *{name}" for name, dtype, _ in reads]
+    (source, source_dtype, _), *parameters, (out, out_dtype, _) = step.placed.arguments
+    parts = [f"const {C_TYPES[source_dtype]} *{source}"]
+    parts += [f"const TINYRL_FLASH {C_TYPES[dtype]} *{name}" for name, dtype, _ in parameters]
     return f"void {step.function}({', '.join(parts)}, {C_TYPES[out_dtype]} *{out})"
 
 

@@ -53,12 +53,30 @@ static int is_right(uint32_t row, int status, const policy_action *action)
     return 1;
 }
 
+#if VECTORS_IN_FLASH
+/* A policy takes its observation from RAM. */
+static const float *observation_of(uint32_t row)
+{
+    static float observation[N_OBS];
+    for (uint32_t i = 0; i < N_OBS; i++) {
+        observation[i] = test_observations[row][i];
+    }
+    return observation;
+}
+#else
+static const float *observation_of(uint32_t row)
+{
+    return test_observations[row];
+}
+#endif
+
 int replay_vectors(void)
 {
     uint32_t right = 0;
     for (uint32_t row = 0; row < N_VECTORS; row++) {
         policy_action action[N_ACTIONS] = {0};
-        const int status = POLICY_CALL(POLICY, test_observations[row], action);
+        const float *const observation = observation_of(row);
+        const int status = POLICY_CALL(POLICY, observation, action);
         if (is_right(row, status, action)) {
             right++;
         }

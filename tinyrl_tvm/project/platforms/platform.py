@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said of a platform: where its files go, what may be chosen, how its own tools build it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tinyrl_tvm.errors import TinyrlError, unknown_name
+
+Options = Mapping[str, str]
+
+REPLAY_FILES = ("console.c", "console.h", "replay.c", "replay.h", "vectors.c.jinja", "vectors.h.jinja")
+
+
+def named(path: str, name: str) -> str:
+    """A path whose {{name}} is that of the policy."""
+    return path.replace("{{name}}", name)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One `--project-option NAME=VALUE`."""
+
+    name: str
+    choices: tuple[str, ...]
+    default: str
+    help: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a platform wants the policy's code: include/ and src/ below `code`, or both `flat` in it. `replay` is the
+    folder of the test vectors and what replays them, `model` the library. A folder may be called {{name}}."""
+
+    code: str = "policy"
+    flat: bool = False
+    replay: str = "src"
+    model: str = "policy/model.tar"
+
+    def place_of(self, below: str, name: str) -> str:
+        """`include/tvmgen_x.h` of the library `name` in the project."""
+        return f"{named(self.code, name)}/{below.rpartition('/')[2] if self.flat else below}"
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A way to build a project.
+
+    `command` is its own build tool, with holes as templates have them, `products` are what that leaves behind;
+    `borrows` are other platforms' templates, and where they go. What the options decide are functions of them: `tools`
+    of `toolchain.TOOLS` that build it, the compiler first; `target`, the core that the project is for, None when any will
+    do; `leaves_out`, folders of its templates; `holes` of its templates, also by their paths.
+    """
+
+    name: str
+    summary: str
+    products: tuple[str, ...]
+    layout: Layout = Layout()
+    borrows: Mapping[str, str] = field(default_factory=dict)
+    options: tuple[Option, ...] = ()
+    command: tuple[str, ...] = ("make",)
+    tools: Callable[[Options], tuple[str, ...]] = lambda _: ("cc",)
+    target: Callable[[Options], str | None] = lambda _: None
+    leaves_out: Callable[[Options], frozenset[str]] = lambda _: frozenset()
+    holes: Callable[[Options, Sequence[str]], dict[str, Any]] = lambda _, __: {}
+
+    @property
+    def borrowed(self) -> Mapping[str, str]:
+        """Template below microtvm_projects -> path in the project."""
+        replay = {f"replay/{name}": f"{self.layout.replay}/{name}" for name in REPLAY_FILES}
+        return replay | dict(self.borrows)
+
+    def place(self, options: Options) -> str:
+        """The first option, which says what the project is for: `the board 'mps3-an547'`."""
+        name = self.options[0].name
+        return f"the {name} '{options[name]}'"
+
+    def complete(self, given: Options) -> Options:
+        """`given` checked, and the defaults of what it leaves open."""
+        known = {option.name: option for option in self.options}
+        for name, value in given.items():
+            if name not in known:
+                raise self._unknown_option(name, known)
+            if value not in known[name].choices:
+                raise unknown_name(name, value, known[name].choices)
+        return {name: given.get(name, option.default) for name, option in known.items()}
+
+    def _unknown_option(self, name: str, known: Mapping[str, Option]) -> TinyrlError:
+        if not known:
+            return TinyrlError(f"no option '{name}'; the platform '{self.name}' has none")
+        return unknown_name(f"option of '{self.name}'", name, known)
