@@ -47,12 +47,14 @@ RANDOM = (
     ((8, 64, 64, 4), "Tanh"),
     ((17, 64, 64, 6), "Relu"),
     ((3, 16, 16, 1), "Relu"),
+    ((4, 20, 20, 2), "Relu"),
     ((12, 100, 100, 4), "Relu"),
+    ((8, 128, 128, 4), "Relu"),
     ((8, 256, 256, 2), "Relu"),
     ((17, 256, 256, 6), "Relu"),
     ((24, 400, 300, 4), "Relu"),
 )
-WIDE = 256
+SMALL = 64  # units in a hidden layer, at most
 AT_MOST_SMALL, AT_MOST_WIDE, AT_MOST_ELSEWHERE = 0.45, 0.70, 1.0  # of CMSIS-NN's instructions; elsewhere: no Helium
 
 
@@ -204,7 +206,7 @@ def measure(path: Path, board: str, rivals: list[Rival], headers: Path, folder: 
         policy=path.stem if path.stem in REFERENCES else "random",
         shape="-".join(str(n) for n in (layers[0].weight.shape[1], *(len(layer.bias) for layer in layers)))
         + f" {layers[0].activation.replace('Relu', 'ReLU').replace('Tanh', 'tanh')}",
-        at_most=(AT_MOST_WIDE if widest >= WIDE else AT_MOST_SMALL) if helium else AT_MOST_ELSEWHERE,
+        at_most=(AT_MOST_SMALL if widest <= SMALL else AT_MOST_WIDE) if helium else AT_MOST_ELSEWHERE,
         rival_compiler=best.compiler,
         instructions=ours["instructions_per_inference"],
         rival_instructions=theirs[best]["instructions_per_inference"],

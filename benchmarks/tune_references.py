@@ -3,8 +3,8 @@
 """Tune the reference policies for every target that has a board, and write what won to `schedules/records/<target>.json`.
 
 Random policies of other widths are tuned with them, for a shape that nobody tuned takes the choices of the nearest that was.
-Those records ship: `compile` applies them. They hold a winner a kernel, be it the default. All trials go to `--work`, so
-that a run that was stopped goes on from there.
+Those records ship: `compile` applies them. They hold a winner a kernel, as what it changes of the defaults. All trials go to
+`--work`, so that a run that was stopped goes on from there.
 
     python benchmarks/tune_references.py [--target cortex-m55 ...] [--trials 768] [--work build/tuning]
 """
@@ -67,7 +67,7 @@ def winners(target: str, outcomes: tuple[Outcome, ...]) -> list[Record]:
         Record(
             Origin(target, f"qemu {board.name}"),
             outcome.task.signature,
-            dict(outcome.choices),
+            dict(changed for changed in outcome.choices if changed not in outcome.task.default),
             outcome.best,
             outcome.at_default,
         )

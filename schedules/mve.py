@@ -48,7 +48,7 @@ def dense_codes_knobs(kernel: DenseCodes) -> Knobs:
     chunks = -(-n_in // 16)
     if chunks <= RESIDENT_CHUNKS:
         return {"joint": (0, 1), "kept": (0, 1, 2, 3, 4), "loops": (1, 0)}
-    return {"joint": (1,), "kept": (3, 4, 2, 1, 0), "loops": (0, 1)}
+    return {"joint": (1,), "kept": (4, 3, 2, 1, 0), "loops": (0, 1)}
 
 
 def dense_codes_layout(kernel: DenseCodes, choices: Choices) -> Layout:

@@ -14,6 +14,9 @@ from schedules import Kernel, PlacedKernel, knobs_of, place
 from schedules.knobs import Choices
 from schedules.signature import Signature, signature
 
+# Blocks that suit another shape may not pad this one to more than so many times its bytes.
+PADDED = 1.05
+
 
 def shipped(target: str) -> Traversable:
     """The file of records that comes with us for `target`; there may be none."""
@@ -32,9 +35,12 @@ def place_tuned(
         for known in winners
         if (known.kind, known.traits) == (wanted.kind, wanted.traits)
     ]
+    untuned = place(kernel, family)
     for _, known in sorted(alike):
         try:
-            return place(kernel, family, winners[known]), known
+            placed = place(kernel, family, winners[known])
         except ValueError:  # a knob of the larger shape, or one that the rule no longer has
             continue
-    return place(kernel, family), None
+        if known == wanted or placed.parameter_bytes <= PADDED * untuned.parameter_bytes:
+            return placed, known
+    return untuned, None

@@ -585,6 +585,8 @@ def test_compile_takes_choices_from_records_and_says_where_they_are_a_neighbours
         notes.append([note for note in compiled.notes if "tuned" in note])
     assert texts[0] == texts[1]
     assert notes == [[], ["dense 64 -> 64, int8: scheduled as 128 -> 64 was tuned, which is the nearest"]]
+    compiled = pipeline.compile_policy(P1[0], target="cortex-m4", precision="float32", tuning_records=own)
+    assert "no tuning record is of a kernel of this policy in this precision; the defaults apply" in compiled.notes
     refused = tinyrl("compile", *P1, "--target", "cortex-m55", "-o", tmp_path / "m.tar", "--tuning-records", own)
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert refused.stderr.endswith("is of target 'cortex-m4', not of 'cortex-m55'; give records of that target\n")

@@ -155,7 +155,7 @@ def compile_policy(
 
     progress("schedule")
     kernels = kernels_of(lowered)
-    placed, placed_notes = _placed(kernels, core, records)
+    placed, placed_notes = _placed(kernels, core, records, asked=tuning_records is not None)
     program = _program(simple, placed, core, precision, name, expected)
     _check_budget(program, budget)
 
@@ -248,13 +248,14 @@ def _tuning_records(path: Path | None, core: Target) -> Records:
 
 
 def _placed(
-    kernels: tuple[Kernel, ...], core: Target, records: Records
+    kernels: tuple[Kernel, ...], core: Target, records: Records, asked: bool
 ) -> tuple[tuple[PlacedKernel, ...], tuple[str, ...]]:
-    """Every kernel with the choices that were measured for it, or for the nearest that was, of which there is a note."""
+    """Every kernel with the choices that were measured for it, or for the nearest that was, of which there is a note; so
+    there is of records that were `asked` for and apply to none."""
     from schedules.signature import signature
     from schedules.tuned import place_tuned
 
-    winners, placed, notes = records.winners(), [], []
+    winners, placed, notes, applied = records.winners(), [], [], 0
     for kernel in kernels:
         tuned, known = place_tuned(kernel, core.kernels, winners)
         if known is not None and known != signature(kernel):
@@ -262,6 +263,9 @@ def _placed(
                 f"{kernel.summary}: scheduled as {known.n_in} -> {known.n_out} was tuned, which is the nearest"
             )
         placed.append(tuned)
+        applied += known is not None
+    if asked and not applied:
+        notes.append("no tuning record is of a kernel of this policy in this precision; the defaults apply")
     return tuple(placed), tuple(dict.fromkeys(notes))
 
 
