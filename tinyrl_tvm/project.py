@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import numpy as np
 
-from tinyrl_tvm import __version__, toolchain
+from tinyrl_tvm import __version__, cmsis_nn, toolchain
 from tinyrl_tvm.errors import TinyrlError, unknown_name
 from tinyrl_tvm.interface import C_TYPES, Interface, Vectors
 from tinyrl_tvm.library import ModelLibrary
@@ -58,8 +58,9 @@ class Option:
 
 @dataclass(frozen=True)
 class Platform:
-    """A way to build a project. `borrows` are files of the host's template that the platform shares;
-    `products` are what `make` leaves behind. `tools` build it where no board says which, the compiler first."""
+    """A way to build a project. `borrows` are files of the host's template that the platform shares; `products` are what
+    `make` leaves behind. `tools` build it where no board says which, the compiler first. `builds_cmsis_nn` tells that it
+    compiles what a library needs of CMSIS-NN."""
 
     name: str
     summary: str
@@ -67,6 +68,7 @@ class Platform:
     tools: tuple[str, ...] = ("cc",)
     borrows: tuple[str, ...] = ()
     options: tuple[Option, ...] = ()
+    builds_cmsis_nn: bool = False
 
 
 PLATFORMS = {
@@ -76,6 +78,7 @@ PLATFORMS = {
             "host",
             "plain C99 for this machine: a shared library and a program that replays the test vectors",
             products=("out/libpolicy.so", "out/replay"),
+            builds_cmsis_nn=True,
         ),
         Platform(
             "baremetal",
@@ -90,6 +93,7 @@ PLATFORMS = {
                 "src/vectors.h.jinja",
             ),
             options=(Option("board", tuple(BOARDS), "mps3-an547", "the board to build for"),),
+            builds_cmsis_nn=True,
         ),
         Platform(
             "wasm",
@@ -251,9 +255,12 @@ def _project_files(library: ModelLibrary, platform: str, options: Mapping[str, s
             f"the library is compiled for '{interface.target}', the board '{board.name}' has a '{board.target}'; "
             f"compile the policy with --target {board.target}"
         )
+    if interface.cmsis_nn and not PLATFORMS[platform].builds_cmsis_nn:
+        able = ", ".join(other.name for other in PLATFORMS.values() if other.builds_cmsis_nn)
+        raise TinyrlError(f"the library calls CMSIS-NN, which '{platform}' does not build; have: {able}")
     files = _policy_files(library)
     sources = [path for path in files if path.endswith((".c", ".S"))]
-    templates = dict(_template_files(platform, board))
+    templates = dict(_template_files(platform, board, "cmsis_nn" if interface.cmsis_nn else None))
     holes = _holes(interface, Vectors.of(library), sources) | (_board_holes(board, list(templates)) if board else {})
     for path, template in templates.items():
         text = template.read_text(encoding="utf-8")
@@ -299,6 +306,8 @@ def _holes(interface: Interface, vectors: Vectors, sources: list[str]) -> dict[s
         "action_type": C_TYPES[interface.action_dtype],
         "tolerance": interface.tolerance,
         "sources": sources,
+        "cmsis_nn_since": cmsis_nn.since(interface.cmsis_nn),
+        "cmsis_nn_sources": cmsis_nn.sources(interface.cmsis_nn),
         "observations": observations.tolist(),
         "answers": answers.tolist(),
         "example_answer": answers[0].astype(answers.dtype.newbyteorder("<")).tobytes().hex(),
@@ -319,11 +328,14 @@ def _board_holes(board: Board, paths: list[str]) -> dict[str, Any]:
     }
 
 
-def _template_files(platform: str, board: Board | None) -> Iterator[tuple[str, Traversable]]:
-    """(path in the project, template). Of the folders of architectures only the board's."""
+def _template_files(platform: str, board: Board | None, library: str | None) -> Iterator[tuple[str, Traversable]]:
+    """(path in the project, template). Of the folders of architectures only the board's; `library` is the folder with what
+    builds somebody else's."""
     templates = resources.files("microtvm_projects")
     for borrowed in PLATFORMS[platform].borrows:
         yield borrowed, templates.joinpath("host", borrowed)
+    if library is not None:
+        yield from ((str(path), file) for path, file in _files_below(templates.joinpath(library), PurePosixPath()))
     for path, template in _files_below(templates.joinpath(platform), PurePosixPath()):
         if path.parts[0] not in ARCHITECTURES or (board and path.parts[0] == board.architecture.name):
             yield str(path), template
