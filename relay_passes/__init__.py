@@ -3,7 +3,7 @@
 
 In the order of the pipeline: PruneCritic, CanonicalizeClip, SimplifyActionHead, FuseDense, QuantizeInt8, FoldLut, LowerDense.
 A model that is quantised already goes through JoinBias and LowerQdq in place of FuseDense and QuantizeInt8; RemoveQdq gives
-its float policy.
+its float policy. PartitionCmsisNN, after LowerDense, gives CMSIS-NN the layers it can compute.
 `evaluate` gives a graph its meaning in numpy, `fixedpoint` is the law for int8, `oracle` judges by it.
 """
 
@@ -13,6 +13,7 @@ from relay_passes.fuse_dense import FuseDense
 from relay_passes.join_bias import JoinBias
 from relay_passes.lower_dense import LowerDense
 from relay_passes.lower_qdq import LowerQdq
+from relay_passes.partition_cmsis_nn import PartitionCmsisNN
 from relay_passes.prune_critic import PruneCritic
 from relay_passes.quantize_int8 import QuantizeInt8
 from relay_passes.remove_qdq import RemoveQdq
@@ -25,6 +26,7 @@ __all__ = [
     "JoinBias",
     "LowerDense",
     "LowerQdq",
+    "PartitionCmsisNN",
     "PruneCritic",
     "QuantizeInt8",
     "RemoveQdq",

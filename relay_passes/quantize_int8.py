@@ -56,17 +56,18 @@ SAMPLES = 512
 class QuantizeInt8:
     """matmul -> add -> relu becomes matmul(int8) -> add(int32) -> tinyrl.requantize.
 
-    `rows` are calibration observations, one array (n_rows, n) a main input.
+    `rows` are calibration observations, one array (n_rows, n) a main input. `wide_first_layer` allows a first layer of
+    few observations 16-bit weights; a library of int8 kernels has no such layer.
     """
 
-    def __init__(self, *rows: np.ndarray) -> None:
-        self.rows = rows
+    def __init__(self, *rows: np.ndarray, wide_first_layer: bool = True) -> None:
+        self.rows, self.wide_first_layer = rows, wide_first_layer
 
     def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         chain = read_chain(module)
         seen = _observe(module, chain, self.rows)
         module = module.clone()
-        module[module.get_global_var("main")] = _Calibrated(chain, seen).write()
+        module[module.get_global_var("main")] = _Calibrated(chain, seen, self.wide_first_layer).write()
         return relax.transform.DeadCodeElimination(["main"])(module)
 
 
@@ -105,9 +106,10 @@ def _observe(module: tvm.IRModule, chain: Chain, rows: Sequence[np.ndarray]) -> 
 class _Calibrated(Writer):
     """Writes layers at the scales that hurt the outputs least, on what calibration saw."""
 
-    def __init__(self, chain: Chain, seen: dict[Var | None, _Seen]) -> None:
+    def __init__(self, chain: Chain, seen: dict[Var | None, _Seen], wide_first_layer: bool) -> None:
         super().__init__(chain)
         self.seen = seen
+        self.widest = WIDE_OBSERVATIONS if wide_first_layer else 0
         layers = list(chain.layers)
         if isinstance(self.action, Continuous):  # a squashed action feels its layer's errors squashed
             layers[-1] = replace(layers[-1], function=self.action.function)
@@ -120,7 +122,7 @@ class _Calibrated(Writer):
         inverse, zero_point = self.wide_codes()
         # a code is computed in float32, which has no 14 bits for a range this far from zero
         near = np.abs(zero_point).max() <= ZERO_POINT_MAX
-        if others and len(first.weight) <= WIDE_OBSERVATIONS and near:
+        if others and len(first.weight) <= self.widest and near:
             codes = self.wide_layer(observations, first, inverse, zero_point.astype(np.int32))
         else:
             codes = self.quantized_observations(observations)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tinyrl_tvm.cmsis_nn import FUNCTIONS
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.targets import TARGETS
@@ -34,7 +35,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Interface:
-    """How a library's policy is called: `library.interface`, checked."""
+    """How a library's policy is called: `library.interface`, checked. `cmsis_nn` are the functions of CMSIS-NN it calls."""
 
     name: str
     target: str
@@ -44,6 +45,7 @@ class Interface:
     action_c_name: str
     action_dtype: str
     tolerance: float
+    cmsis_nn: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [self.name, self.action_c_name, *(tensor.c_name for tensor in self.inputs)]
@@ -58,6 +60,8 @@ class Interface:
             raise ValueError(f"action type '{self.action_dtype}', target '{self.target}'")
         if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
             raise ValueError(f"tolerance {self.tolerance}")
+        if not set(self.cmsis_nn) <= set(FUNCTIONS):
+            raise ValueError(f"functions of CMSIS-NN {self.cmsis_nn}")
 
     @property
     def n_obs(self) -> int:
@@ -81,6 +85,7 @@ class Interface:
                 action_c_name=action["c_name"],
                 action_dtype=action["dtype"],
                 tolerance=float(entry["tolerance"]),
+                cmsis_nn=tuple(entry.get("cmsis_nn", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise TinyrlError(

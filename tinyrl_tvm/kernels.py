@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel calls that LowerDense leaves in `main`, as kernels that `schedules` can lay out for a core."""
+"""The kernel calls that LowerDense leaves in `main`, as kernels that `schedules` can lay out for a core; and those of
+CMSIS-NN that PartitionCmsisNN leaves."""
 
 from __future__ import annotations
 
@@ -7,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyrl_tvm.cmsis_nn import FullyConnected
+
 if TYPE_CHECKING:
     from tvm import IRModule
 
     from schedules import Kernel
 
 
-def kernels_of(module: IRModule) -> tuple[Kernel, ...]:
+def kernels_of(module: IRModule) -> tuple[Kernel | FullyConnected, ...]:
     """The kernels of a lowered policy, in calling order."""
     from relay_passes.dataflow import bindings
     from relay_passes.lower_dense import call_arguments, call_name
@@ -22,9 +25,12 @@ def kernels_of(module: IRModule) -> tuple[Kernel, ...]:
     return tuple(_kernel(name, [_value(arg) for arg in arguments]) for name, arguments in calls)
 
 
-def _kernel(name: str, arguments: list[Any]) -> Kernel:
+def _kernel(name: str, arguments: list[Any]) -> Kernel | FullyConnected:
+    from relay_passes import partition_cmsis_nn
     from schedules import kernels as k
 
+    if name.startswith(partition_cmsis_nn.PREFIX):
+        return FullyConnected(name.removeprefix(partition_cmsis_nn.PREFIX), *arguments)
     if name == "tinyrl.quantize":
         inverse, zero_point, low, high = arguments
         dtype = "int8" if high <= 127 else "int32"

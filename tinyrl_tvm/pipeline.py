@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import tinyrl_tvm
 from tinyrl_tvm.calibrate import read_observations, split_inputs
+from tinyrl_tvm.cmsis_nn import FullyConnected
 from tinyrl_tvm.errors import TinyrlError, UnsupportedOp, unknown_name
 from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.policy import Policy, TensorSpec, c_names
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tvm import IRModule
     from tvm.transform import Pass
 
+    from relay_passes.partition_cmsis_nn import Offload
     from relay_passes.report import Change
     from schedules import Kernel, PlacedKernel
     from tinyrl_tvm.emit.program import Program
@@ -42,13 +44,14 @@ class Budget:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What compile made: the library, its precision and why, its kernels in calling order, what each pass did, what there
-    is to say, and the text of every stage."""
+    """What compile made: the library, its precision and why, its own kernels in calling order, where each layer runs (empty
+    where nothing was to be offloaded), what each pass did, what there is to say, and the text of every stage."""
 
     library: ModelLibrary
     precision: str
     reason: str
     kernels: tuple[Kernel, ...] = field(repr=False)
+    offloads: tuple[Offload, ...]
     changes: tuple[Change, ...] = field(repr=False)
     notes: tuple[str, ...]
     stages: dict[str, str] = field(repr=False)
@@ -65,11 +68,11 @@ def float_passes(policy: Policy) -> list[Pass]:
     ]
 
 
-def int8_passes(rows: list[np.ndarray]) -> list[Pass]:
+def int8_passes(rows: list[np.ndarray], wide_first_layer: bool) -> list[Pass]:
     from relay_passes import FoldLut, QuantizeInt8
 
     return [
-        QuantizeInt8(*rows),
+        QuantizeInt8(*rows, wide_first_layer=wide_first_layer),
         FoldLut(),  # after quantise: a table maps codes to codes
     ]
 
@@ -104,6 +107,7 @@ def compile_policy(
     path: Path,
     *,
     target: str,
+    cmsis_nn: bool = False,
     precision: str | None = None,
     calibration: Path | None = None,
     output: str | None = None,
@@ -113,7 +117,8 @@ def compile_policy(
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Compiled:
     """Compile the policy in `path`. `precision` is int8 when there is `calibration` or the model is quantised already, else
-    float32; schedules are chosen by `tuning_records`, else by those that ship for the target. Raises TinyrlError."""
+    float32; schedules are chosen by `tuning_records`, else by those that ship for the target. `cmsis_nn` leaves to CMSIS-NN
+    the layers of an int8 policy that it computes bit for bit. Raises TinyrlError."""
     core = target_named(target)
     if precision not in (None, *PRECISIONS):
         raise unknown_name("precision", str(precision), PRECISIONS)
@@ -121,7 +126,6 @@ def compile_policy(
         raise TinyrlError(f"no policy at '{path}'; give an .onnx file")
 
     # these load TVM, which takes a second that `--help` and a bad option need not wait for
-    from relay_passes import LowerDense
     from relay_passes.chain import UnsupportedGraph
     from tinyrl_tvm.emit.archive import archive
     from tinyrl_tvm.kernels import kernels_of
@@ -136,6 +140,11 @@ def compile_policy(
         progress("simplify")
         simple, coded, changes = _simplified(policy)
         precision, reason = _precision(precision, calibration, policy.source, coded is not None)
+        if cmsis_nn and precision == "float32":
+            raise TinyrlError(
+                f"CMSIS-NN computes int8 policies, and '{policy.source}' is a float one; give some observations of a rollout "
+                "with --calibration observations.npz"
+            )
         observations = read_observations(calibration, simple)
         graph = simple.module
         if precision == "int8":
@@ -144,9 +153,10 @@ def compile_policy(
                 graph, more = _run(coded, integer_passes())
             else:
                 assert observations.calibration is not None
-                graph, more = _run(graph, int8_passes(split_inputs(observations.calibration, simple.inputs)))
+                rows = split_inputs(observations.calibration, simple.inputs)
+                graph, more = _run(graph, int8_passes(rows, wide_first_layer=not cmsis_nn))
             changes += more
-        lowered, more = _run(graph, [LowerDense()])
+        lowered, decided, more = _lowered(graph, cmsis_nn)
         changes += more
         vectors = split_inputs(observations.vectors, simple.inputs)
         expected = expectations(simple.module, graph, precision, vectors)
@@ -179,7 +189,8 @@ def compile_policy(
         *placed_notes,
     )
     stages = {"relax": _relax_stages(policy, simple.module, graph, lowered), **_stages(program, library)}
-    return Compiled(library, precision, reason, kernels, tuple(changes), notes, stages)
+    own = tuple(kernel for kernel in kernels if not isinstance(kernel, FullyConnected))
+    return Compiled(library, precision, reason, own, decided, tuple(changes), notes, stages)
 
 
 def module_identifier(name: str) -> str:
@@ -237,6 +248,18 @@ def _run(module: IRModule, passes: list[Pass]) -> tuple[IRModule, list[Change]]:
     return run_passes(module, passes)
 
 
+def _lowered(graph: IRModule, cmsis_nn: bool) -> tuple[IRModule, tuple[Offload, ...], list[Change]]:
+    """The policy as calls of kernels, with what was decided of each when CMSIS-NN is to have some."""
+    from relay_passes import LowerDense, PartitionCmsisNN
+    from relay_passes.partition_cmsis_nn import offloads
+
+    lowered, changes = _run(graph, [LowerDense()])
+    if not cmsis_nn:
+        return lowered, (), changes
+    partitioned, more = _run(lowered, [PartitionCmsisNN()])
+    return partitioned, offloads(lowered), changes + more
+
+
 def _tuning_records(path: Path | None, core: Target) -> Records:
     from schedules.tuned import shipped
     from tinyrl_tvm.records import parse, read
@@ -248,15 +271,19 @@ def _tuning_records(path: Path | None, core: Target) -> Records:
 
 
 def _placed(
-    kernels: tuple[Kernel, ...], core: Target, records: Records, asked: bool
-) -> tuple[tuple[PlacedKernel, ...], tuple[str, ...]]:
+    kernels: tuple[Kernel | FullyConnected, ...], core: Target, records: Records, asked: bool
+) -> tuple[tuple[PlacedKernel | FullyConnected, ...], tuple[str, ...]]:
     """Every kernel with the choices that were measured for it, or for the nearest that was, of which there is a note; so
     there is of records that were `asked` for and apply to none."""
     from schedules.signature import signature
     from schedules.tuned import place_tuned
 
-    winners, placed, notes, applied = records.winners(), [], [], 0
+    placed: list[PlacedKernel | FullyConnected] = []
+    winners, notes, applied = records.winners(), [], 0
     for kernel in kernels:
+        if isinstance(kernel, FullyConnected):
+            placed.append(kernel)
+            continue
         tuned, known = place_tuned(kernel, core.kernels, winners)
         if known is not None and known != signature(kernel):
             notes.append(
@@ -270,7 +297,12 @@ def _placed(
 
 
 def _program(
-    policy: Policy, kernels: tuple[PlacedKernel, ...], core: Target, precision: str, name: str, expected: Expectations
+    policy: Policy,
+    kernels: tuple[PlacedKernel | FullyConnected, ...],
+    core: Target,
+    precision: str,
+    name: str,
+    expected: Expectations,
 ) -> Program:
     from tinyrl_tvm.emit.program import Program
 
@@ -308,7 +340,8 @@ def _stages(program: Program, library: ModelLibrary) -> dict[str, str]:
     kernels = program.target.kernels
     families = ("portable", kernels) if program.guard else ("portable" if program.target.guard else kernels,)
     steps, _ = program.plan
-    tir = [f"# ---- {f}\n{s.placed.module(f, s.function).script()}\n" for s in steps for f in families]
+    own = [(step.placed, step.function) for step in steps if not isinstance(step.placed, FullyConnected)]
+    tir = [f"# ---- {f}\n{placed.module(f, name).script()}\n" for placed, name in own for f in families]
     sources = {path: data.decode() for path, data in library.files.items() if path.startswith("codegen/")}
     return {
         "tir": "\n".join(tir),

@@ -3,21 +3,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json, say_table
+from tinyrl_tvm.cli import tvmc as tvmc_words
+from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json, say_table, tell
 from tinyrl_tvm.errors import TinyrlError, unknown_name
 from tinyrl_tvm.targets import TARGETS
 
 if TYPE_CHECKING:
+    from relay_passes.partition_cmsis_nn import Offload
     from relay_passes.report import Change
     from tinyrl_tvm.pipeline import Compiled
 
 STAGES = ("relax", "tir", "c", "asm")
+STDOUT = Path("-")
 UNITS = {"": 1, "K": 1024, "M": 1024 * 1024}
 
 
@@ -37,7 +41,11 @@ class Size(click.ParamType):
 
 @click.command("compile", short_help="Compile an exported policy to a model library.")
 @click.argument("policy", type=click.Path(path_type=Path))
-@click.option("--target", metavar="NAME", help=f"The core to compile for (required): {', '.join(TARGETS)}.")
+@click.option(
+    "--target",
+    metavar="NAME",
+    help=f"The core to compile for (required): {', '.join(TARGETS)}; or cmsis-nn,c with --target-cmsis-nn-mcpu=CORE.",
+)
 @click.option(
     "--precision", metavar="int8|float32", help="Default: int8 with --calibration or for a QDQ model, else float32."
 )
@@ -56,6 +64,13 @@ class Size(click.ParamType):
 @click.option("--flash", type=Size(), help="Refuse parameters that need more, e.g. 128K.")
 @click.option("--ram", type=Size(), help="Refuse a workspace that needs more, e.g. 32K.")
 @click.option("--dump-code", metavar="STAGE,...", help=f"Also write OUT.STAGE for: {', '.join(STAGES)}.")
+@click.option(
+    "--dump-offloads",
+    metavar="-|FILE",
+    type=click.Path(path_type=Path),
+    help="Say of every layer whether CMSIS-NN computes it, and why; - is standard output.",
+)
+@tvmc_words.tvmc_options
 @json_option
 @click.option("-v", "--verbose", is_flag=True, help="Tell each stage and its time on stderr.")
 def compile_verb(
@@ -71,8 +86,10 @@ def compile_verb(
     flash: int | None,
     ram: int | None,
     dump_code: str | None,
+    dump_offloads: Path | None,
     as_json: bool,
     verbose: bool,
+    **tvmc: Any,
 ) -> None:
     """Compile POLICY, an .onnx file, to a model library.
 
@@ -82,18 +99,28 @@ def compile_verb(
     A calibration .npz holds an array `calibration`, or one named as the policy's input, or a single one; an array
     `observations` in it becomes the test vectors that the library carries.
 
+    tvmc's command lines for microcontrollers work as they stand: --target=cmsis-nn,c --target-cmsis-nn-mcpu=cortex-m55
+    --target-c-mcpu --runtime=crt --executor=aot --pass-config tir.usmp.enable=1 and the like.
+
     \b
     --json: library, module, target, precision, source, sha256, inputs, action, parameter_bytes, workspace_bytes,
-      library_bytes, test_vectors, dumped {stage: path}, notes [],
+      library_bytes, test_vectors, dumped {stage: path}, notes [], offloads [{kernel, function, reason}],
       passes [{pass, removed, added, saved_operators, saved_bytes}]
     """
     if target is None:
         raise click.UsageError(f"no --target; have: {', '.join(TARGETS)}")
+    core, cmsis_nn = tvmc_words.target_of(target, tvmc)
+    if dump_offloads and not cmsis_nn:
+        raise TinyrlError("--dump-offloads tells what CMSIS-NN computes; give --target cmsis-nn,c")
+    if as_json and dump_offloads == STDOUT:
+        raise TinyrlError("--json says what --dump-offloads - would; give one of them")
+    without_effect = tvmc_words.notes(tvmc)
     if output is not None and output.endswith(".tar"):
         raise TinyrlError(f"--output names the policy's action, not a file; did you mean -o {output}?")
     library_path = output_file or Path(f"{policy.stem}.tar")
     dumps = {stage: Path(f"{library_path}.{stage}") for stage in _stages(dump_code)}
-    for path in (library_path, *dumps.values()):
+    offloads_path = dump_offloads if dump_offloads not in (None, STDOUT) else None
+    for path in (library_path, *dumps.values(), *([offloads_path] if offloads_path else [])):
         refuse_unwritable(path, policy, calibration, tuning_records)
 
     with progress(verbose) as begin:
@@ -103,7 +130,8 @@ def compile_verb(
 
         compiled = compile_policy(
             policy,
-            target=target,
+            target=core,
+            cmsis_nn=cmsis_nn,
             precision=precision,
             calibration=calibration,
             output=output,
@@ -114,12 +142,18 @@ def compile_verb(
         )
     for stage, path in dumps.items():
         write_whole(path, compiled.stages[stage].encode())
+    if offloads_path:
+        write_whole(offloads_path, _offload_table(compiled.offloads).encode())
     compiled.library.save(library_path)
 
+    for note in without_effect:
+        tell(f"note: {note}")
     answer = _answer(compiled, library_path, dumps)
     if as_json:
         say_json(answer)
     else:
+        if dump_offloads == STDOUT:
+            say(_offload_table(compiled.offloads).rstrip())
         _say(answer, dumps, compiled.changes, compiled.reason)
 
 
@@ -129,6 +163,15 @@ def _stages(dump_code: str | None) -> list[str]:
         if stage not in STAGES:
             raise unknown_name("stage", stage, STAGES)
     return stages
+
+
+def _offload_table(offloads: tuple[Offload, ...]) -> str:
+    width = max(len(offload.kernel) for offload in offloads)
+    return "".join(f"{offload.kernel:{width}}  {_place(offload)}\n" for offload in offloads)
+
+
+def _place(offload: Offload) -> str:
+    return f"CMSIS-NN  {offload.function}: {offload.reason}" if offload.function else f"TVM       {offload.reason}"
 
 
 def _answer(compiled: Compiled, library_path: Path, dumps: dict[str, Path]) -> dict[str, Any]:
@@ -149,6 +192,7 @@ def _answer(compiled: Compiled, library_path: Path, dumps: dict[str, Path]) -> d
         "test_vectors": interface["test_vectors"],
         "dumped": {stage: str(path) for stage, path in dumps.items()},
         "notes": list(compiled.notes),
+        "offloads": [dataclasses.asdict(offload) for offload in compiled.offloads],
         "passes": [
             {
                 "pass": change.pass_name,

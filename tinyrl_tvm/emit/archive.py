@@ -103,6 +103,7 @@ def _metadata(program: Program, facts: dict[str, Any]) -> dict[str, Any]:
                 "length": program.action.length,
                 "dtype": program.action.dtype,
             },
+            **({"cmsis_nn": list(program.cmsis_nn)} if program.cmsis_nn else {}),
             **facts,
         },
     }

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print a program as C99 and assembly: header, shell with the parameters, portable kernels, the target's own kernels.
+"""Print a program as C99 and assembly: header, shell with the parameters, portable kernels, the target's own kernels, and
+calls of CMSIS-NN where layers were offloaded.
 
 The texts are the templates beside this file; what is computed here depends on the policy.
 """
@@ -7,17 +8,18 @@ The texts are the templates beside this file; what is computed here depends on t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyrl_tvm.cmsis_nn import FullyConnected, since
 from tinyrl_tvm.emit import lower
 from tinyrl_tvm.emit.assembly import function_text
 from tinyrl_tvm.emit.program import ALIGNMENT, ITEM_BYTES, Program, Step
 
 if TYPE_CHECKING:
-    from schedules import PlacedKernel
+    from schedules import Parameter, PlacedKernel
 
 C_TYPES = {"int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "float32": "float"}
 _NUMBERS_PER_LINE = 16
@@ -26,7 +28,8 @@ _NUMBERS_PER_LINE = 16
 def print_library(program: Program) -> dict[str, bytes]:
     """Path inside the library -> text, for the code of `program`."""
     steps, workspace_bytes = program.plan
-    kernels = [_kernel(step, program) for step in steps]
+    kernels = [_kernel(step, step.placed, program) for step in steps if not isinstance(step.placed, FullyConnected)]
+    offloaded = [_offloaded(i, s, s.placed) for i, s in enumerate(steps) if isinstance(s.placed, FullyConnected)]
     context = {
         "name": program.name,
         "guard": f"TVMGEN_{program.name.upper()}",
@@ -44,10 +47,17 @@ def print_library(program: Program) -> dict[str, bytes]:
         "shell_names": _shell_names(program),
         "shell_arguments": _arguments(program, _shell_names(program)),
         "kernels": kernels,
+        "offloaded": offloaded,
+        "cmsis_nn_since": since(program.cmsis_nn),
         "uses_lookup": any("tinyrl_lookup" in kernel["definition"] for kernel in kernels),
         "uses": [name for name in lower.IN_C if any(f"{name}(" in kernel["definition"] for kernel in kernels)],
         "uses_dots": any("tinyrl_dots" in kernel["definition"] for kernel in kernels),
-        "parameters": [text for index, step in enumerate(steps) for text in _parameters(index, step.placed)],
+        "parameters": [
+            text
+            for index, step in enumerate(steps)
+            if not isinstance(step.placed, FullyConnected)
+            for text in _parameters(index, step.placed.parameters)
+        ],
         "copies": _copies(program) if program.gathers else [],
         "calls": [_call(index, step, program) for index, step in enumerate(steps)],
     }
@@ -60,6 +70,8 @@ def print_library(program: Program) -> dict[str, bytes]:
     }
     if program.guard:
         files[f"{source}_lib2.S"] = "kernels.S.jinja"
+    if offloaded:
+        files[f"{source}_lib3.c"] = "cmsis_nn.c.jinja"
     return {path: _render(template, context | _file_names(path)) for path, template in files.items()}
 
 
@@ -118,24 +130,24 @@ def _copies(program: Program) -> list[dict[str, Any]]:
     return copies
 
 
-def _kernel(step: Step, program: Program) -> dict[str, str]:
-    prototype = _prototype(step)
+def _kernel(step: Step, placed: PlacedKernel, program: Program) -> dict[str, str]:
+    prototype = _prototype(step, "void")
     # beside assembly the C is a twin for every other core; where it is all there is, it is what the rules were made for
-    family = "portable" if program.target.guard else step.placed.family
-    definition = _definition(lower.c_source(step.placed.module(family, step.function)), step.function, prototype)
-    kernel = {"summary": step.placed.summary, "prototype": prototype, "definition": definition, "assembly": ""}
+    family = "portable" if program.target.guard else placed.family
+    definition = _definition(lower.c_source(placed.module(family, step.function)), step.function, prototype)
+    kernel = {"summary": placed.summary, "prototype": prototype, "definition": definition, "assembly": ""}
     if program.guard:
-        module = step.placed.module(step.placed.family, step.function)
-        listing = lower.assembly(module, program.target.tvm(step.placed.llvm))
+        module = placed.module(placed.family, step.function)
+        listing = lower.assembly(module, program.target.tvm(placed.llvm))
         kernel["assembly"] = function_text(listing, step.function)
     return kernel
 
 
-def _prototype(step: Step) -> str:
+def _prototype(step: Step, answer: str) -> str:
     (source, source_dtype, _), *parameters, (out, out_dtype, _) = step.placed.arguments
     parts = [f"const {C_TYPES[source_dtype]} *{source}"]
     parts += [f"const TINYRL_FLASH {C_TYPES[dtype]} *{name}" for name, dtype, _ in parameters]
-    return f"void {step.function}({', '.join(parts)}, {C_TYPES[out_dtype]} *{out})"
+    return f"{answer} {step.function}({', '.join(parts)}, {C_TYPES[out_dtype]} *{out})"
 
 
 def _definition(source: str, function: str, prototype: str) -> str:
@@ -145,7 +157,27 @@ def _definition(source: str, function: str, prototype: str) -> str:
     return f"{prototype} {body.strip()}\n"
 
 
-def _parameters(index: int, placed: PlacedKernel) -> list[dict[str, Any]]:
+def _offloaded(index: int, step: Step, layer: FullyConnected) -> dict[str, Any]:
+    n_out, n_in = layer.weight.shape
+    return {
+        "index": index,
+        "summary": layer.summary,
+        "function": layer.function,
+        "prototype": _prototype(step, "int32_t"),
+        "parameters": _parameters(index, layer.parameters),
+        "per_channel": layer.per_channel,
+        "multiplier": int(layer.multiplier[0]),
+        "shift": int(layer.shift[0]),
+        "output_offset": layer.output_offset,
+        "low": layer.low,
+        "high": layer.high,
+        "table": layer.table is not None,
+        "n_in": n_in,
+        "n_out": n_out,
+    }
+
+
+def _parameters(index: int, parameters: Sequence[Parameter]) -> list[dict[str, Any]]:
     return [
         {
             "name": f"{parameter.name}_{index}",
@@ -153,7 +185,7 @@ def _parameters(index: int, placed: PlacedKernel) -> list[dict[str, Any]]:
             "length": parameter.values.size,
             "text": array_text(parameter.values),
         }
-        for parameter in placed.parameters
+        for parameter in parameters
     ]
 
 
@@ -173,13 +205,16 @@ def _number(value: Any) -> str:
     return str(int(value))
 
 
-def _call(index: int, step: Step, program: Program) -> str:
+def _call(index: int, step: Step, program: Program) -> dict[str, Any]:
+    """The call, and whether it can fail."""
     *inputs, action = _shell_names(program)
     (_, source_dtype, _), *_, (_, result_dtype, _) = step.placed.arguments
     source = inputs[0] if step.source is None else _at(step.source, source_dtype, const=True)
     result = action if step.result is None else _at(step.result, result_dtype, const=False)
+    if isinstance(step.placed, FullyConnected):
+        return {"text": f"{step.function}({source}, {result})", "can_fail": True}
     arrays = [f"{p.name}_{index} + {p.origin}" if p.origin else f"{p.name}_{index}" for p in step.placed.parameters]
-    return f"{step.function}({', '.join([source, *arrays, result])})"
+    return {"text": f"{step.function}({', '.join([source, *arrays, result])})", "can_fail": False}
 
 
 def _at(offset: int, dtype: str, const: bool) -> str:

@@ -7,6 +7,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tinyrl_tvm.cmsis_nn import FullyConnected
 from tinyrl_tvm.policy import TensorSpec, c_names
 from tinyrl_tvm.targets import Target
 
@@ -22,7 +23,7 @@ class Step:
     """A call of a kernel. `source` and `result` are byte offsets into the workspace; None is the caller's own array."""
 
     function: str
-    placed: PlacedKernel
+    placed: PlacedKernel | FullyConnected
     source: int | None
     result: int | None
 
@@ -36,7 +37,7 @@ class Program:
     precision: str
     inputs: tuple[TensorSpec, ...]
     action: TensorSpec
-    kernels: tuple[PlacedKernel, ...]
+    kernels: tuple[PlacedKernel | FullyConnected, ...]
     pedigree: str
 
     @property
@@ -88,6 +89,11 @@ class Program:
         return tuple(steps), even + odd
 
     @property
+    def cmsis_nn(self) -> tuple[str, ...]:
+        """The functions of CMSIS-NN that are called."""
+        return tuple(dict.fromkeys(k.function for k in self.kernels if isinstance(k, FullyConnected)))
+
+    @property
     def parameter_bytes(self) -> int:
         return sum(p.values.nbytes for placed in self.kernels for p in placed.parameters)
 
@@ -96,11 +102,13 @@ def _worded(name: str, otherwise: str) -> str:
     return name if any(character.isalpha() for character in name) else otherwise
 
 
-def _function(placed: PlacedKernel) -> str:
+def _function(placed: PlacedKernel | FullyConnected) -> str:
+    if isinstance(placed, FullyConnected):
+        return "dense"
     return {"Quantize": "quantize", "Clamp": "clamp", "DenseHead": "head"}.get(type(placed.kernel).__name__, "dense")
 
 
-def _array_bytes(placed: PlacedKernel, index: int) -> int:
+def _array_bytes(placed: PlacedKernel | FullyConnected, index: int) -> int:
     _, dtype, length = placed.arguments[index]
     return length * ITEM_BYTES[dtype]
 

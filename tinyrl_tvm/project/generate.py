@@ -15,7 +15,7 @@ from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.interface import Interface, Vectors
 from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.project.folder import PROJECT_FILE, PROJECT_FORMAT, Project, load
-from tinyrl_tvm.project.platforms import Platform, platform_named
+from tinyrl_tvm.project.platforms import PLATFORMS, Platform, platform_named
 from tinyrl_tvm.project.platforms.platform import Layout, Options
 from tinyrl_tvm.project.templates import filled_templates
 from tinyrl_tvm.targets import TARGETS
@@ -64,6 +64,9 @@ def _refuse_to_overwrite(folder: Path, force: bool) -> None:
 def _project_files(library: ModelLibrary, platform: Platform, options: Options) -> dict[str, bytes]:
     interface = Interface.of(library)
     _refuse_another_core(interface, platform, options)
+    if interface.cmsis_nn and not platform.builds_cmsis_nn:
+        able = ", ".join(other.name for other in PLATFORMS.values() if other.builds_cmsis_nn)
+        raise TinyrlError(f"the library calls CMSIS-NN, which '{platform.name}' does not build; have: {able}")
     files = _policy_files(library, platform.layout)
     sources = [path for path in files if path.endswith((".c", ".S"))]
     files |= filled_templates(platform, options, interface, Vectors.of(library), sources)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import numpy as np
 
+from tinyrl_tvm import cmsis_nn
 from tinyrl_tvm.interface import C_TYPES, Interface, Vectors
 from tinyrl_tvm.project.platforms import Platform
 from tinyrl_tvm.project.platforms.platform import Options
@@ -19,12 +20,16 @@ from tinyrl_tvm.project.platforms.platform import Options
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
+ROOT = resources.files("microtvm_projects")
+
 
 def filled_templates(
     platform: Platform, options: Options, interface: Interface, vectors: Vectors, sources: list[str]
 ) -> Iterator[tuple[str, bytes]]:
     """(path in the project, contents) of every template. A path may have holes as well."""
     templates = dict(_template_files(platform, options))
+    if interface.cmsis_nn:
+        templates |= {str(path): file for path, file in _files_below(ROOT.joinpath("cmsis_nn"), PurePosixPath())}
     holes = _holes(interface, vectors, sources) | platform.holes(options, list(templates))
     for path, template in templates.items():
         text = template.read_text(encoding="utf-8")
@@ -44,6 +49,8 @@ def _holes(interface: Interface, vectors: Vectors, sources: list[str]) -> dict[s
         "action_type": C_TYPES[interface.action_dtype],
         "tolerance": interface.tolerance,
         "sources": sources,
+        "cmsis_nn_since": cmsis_nn.since(interface.cmsis_nn),
+        "cmsis_nn_sources": cmsis_nn.sources(interface.cmsis_nn),
         "observations": observations.tolist(),
         "answers": answers.tolist(),
         "example_answer": answers[0].astype(answers.dtype.newbyteorder("<")).tobytes().hex(),
@@ -52,11 +59,10 @@ def _holes(interface: Interface, vectors: Vectors, sources: list[str]) -> dict[s
 
 def _template_files(platform: Platform, options: Options) -> Iterator[tuple[str, Traversable]]:
     """(path in the project, template), less the folders that the options leave out."""
-    templates = resources.files("microtvm_projects")
     for borrowed, path in platform.borrowed.items():
-        yield path, templates.joinpath(borrowed)
+        yield path, ROOT.joinpath(borrowed)
     left_out = platform.leaves_out(options)
-    for below, template in _files_below(templates.joinpath(platform.name), PurePosixPath()):
+    for below, template in _files_below(ROOT.joinpath(platform.name), PurePosixPath()):
         if below.parts[0] not in left_out:
             yield str(below), template
 

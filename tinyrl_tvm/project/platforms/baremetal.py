@@ -37,4 +37,5 @@ BAREMETAL = Platform(
     target=lambda options: board_named(options["board"]).target,
     holes=_holes,
     leaves_out=_other_architectures,
+    builds_cmsis_nn=True,
 )

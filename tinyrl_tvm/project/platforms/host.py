@@ -7,4 +7,5 @@ HOST = Platform(
     "host",
     "plain C99 for this machine: a shared library and a program that replays the test vectors",
     products=("out/libpolicy.so", "out/replay"),
+    builds_cmsis_nn=True,
 )

@@ -51,7 +51,8 @@ class Platform:
     `command` is its own build tool, with holes as templates have them, `products` are what that leaves behind;
     `borrows` are other platforms' templates, and where they go. What the options decide are functions of them: `tools`
     of `toolchain.TOOLS` that build it, the compiler first; `target`, the core that the project is for, None when any will
-    do; `leaves_out`, folders of its templates; `holes` of its templates, also by their paths.
+    do; `leaves_out`, folders of its templates; `holes` of its templates, also by their paths. `builds_cmsis_nn` tells that
+    it compiles what a library needs of CMSIS-NN.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Platform:
     borrows: Mapping[str, str] = field(default_factory=dict)
     options: tuple[Option, ...] = ()
     command: tuple[str, ...] = ("make",)
+    builds_cmsis_nn: bool = False
     tools: Callable[[Options], tuple[str, ...]] = lambda _: ("cc",)
     target: Callable[[Options], str | None] = lambda _: None
     leaves_out: Callable[[Options], frozenset[str]] = lambda _: frozenset()

@@ -1,0 +1,19 @@
+# CMSIS-NN for the layers that the policy leaves to it. CMSIS_NN_PATH is a checkout of yours:
+#   git clone https://github.com/ARM-software/CMSIS-NN
+CMSIS_NN_PATH ?=
+
+ifneq ($(MAKECMDGOALS),clean)
+ifeq ($(CMSIS_NN_PATH),)
+$(error the policy calls CMSIS-NN: set CMSIS_NN_PATH to a checkout of it, $(CMSIS_NN_SINCE) or newer)
+endif
+$(foreach file,Include/arm_nnfunctions.h $(CMSIS_NN_SOURCES),$(if $(wildcard $(CMSIS_NN_PATH)/$(file)),,\
+	$(error no $(file) in CMSIS_NN_PATH=$(CMSIS_NN_PATH): the policy needs CMSIS-NN $(CMSIS_NN_SINCE) or newer)))
+endif
+
+CMSIS_NN_CFLAGS = -isystem $(CMSIS_NN_PATH)/Include
+CMSIS_NN_OBJECTS = $(patsubst Source/%,out/cmsis_nn/%.o,$(CMSIS_NN_SOURCES))
+
+# Its own dialect, and its warnings are its authors' business.
+out/cmsis_nn/%.c.o: $(CMSIS_NN_PATH)/Source/%.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -std=gnu11 -w -c $< -o $@

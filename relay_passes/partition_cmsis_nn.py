@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hand the dense layers that CMSIS-NN computes bit for bit over to it; the others stay with kernels of our own.
+
+    tinyrl.dense_codes(x, weight, bias, multiplier, shift, zero_point, low, high, table)                   becomes
+    cmsis_nn.arm_fully_connected_per_channel_s8(x, weight, bias, multiplier, shift, output_offset, low, high, table)
+    cmsis_nn.arm_fully_connected_s8(...)                                     where one multiplier serves every output
+
+multiplier and shift are what `arm_nn_requantize` takes, (n_out,) int32 or (1,): a shift to the right is negative there.
+A table is left to C behind the call: codes to codes.
+
+* A layer without multipliers rounds once, with ties up: acc * 2^(31 - s) under CMSIS-NN's doubling high multiply is just
+  that, and no shift follows.
+* Zero points of inputs are in our biases already, so that the kernel sums, bias + input_offset * sum(weight), are the bias.
+
+Source: CMSIS-NN Include/arm_nnfunctions.h at 99f736a; `fixedpoint.requantize` is the arithmetic of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Var
+from tvm.relax import op
+
+from .dataflow import bindings, known, rewrite_main, shape_of
+from .lower_dense import call_arguments, call_name
+
+PREFIX = "cmsis_nn."
+PER_TENSOR, PER_CHANNEL = "arm_fully_connected_s8", "arm_fully_connected_per_channel_s8"
+
+
+@dataclass(frozen=True)
+class Offload:
+    """Where a kernel of the policy runs: `function` of CMSIS-NN, or None for one of our own; and why."""
+
+    kernel: str
+    function: str | None
+    reason: str
+
+
+def offloads(module: tvm.IRModule) -> tuple[Offload, ...]:
+    """What PartitionCmsisNN does with each kernel call of a lowered `main`, in calling order."""
+    calls = [(var, value) for var, value in bindings(module["main"]) if call_name(value)]
+    return tuple(_offload(call_name(value), var, call_arguments(value)) for var, value in calls)
+
+
+@tvm.transform.module_pass(opt_level=0, name="PartitionCmsisNN")
+class PartitionCmsisNN:
+    """tinyrl.dense_codes becomes cmsis_nn.arm_fully_connected_*; after LowerDense."""
+
+    def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+        def replace(var: Var, value: relax.Expr) -> relax.Expr | None:
+            name = call_name(value)
+            function = _offload(name, var, call_arguments(value)).function if name else None
+            return _call(function, var, call_arguments(value)) if function else None
+
+        return rewrite_main(module, replace)
+
+
+def _offload(name: str, result: Var, arguments: Sequence[relax.Expr]) -> Offload:
+    kind, n = name.removeprefix("tinyrl."), shape_of(result)[-1]
+    if kind == "quantize":
+        return Offload(f"quantize {n}", None, "it reads float observations, CMSIS-NN reads codes")
+    n_out, n_in = shape_of(arguments[1])
+    if kind != "dense_codes":
+        return Offload(
+            f"dense {n_in} -> {n_out}",
+            None,
+            "the action is made of its int32 sums, of which CMSIS-NN gives codes alone",
+        )
+    kernel = f"dense {n_in} -> {n_out}"
+    if known(arguments[1]).dtype != np.int8:
+        return Offload(kernel, None, "its weights have 16 bits, CMSIS-NN's int8 kernels take 8")
+    multiplier, _ = _requantization(arguments)
+    table = "; a table in C follows" if known(arguments[-1]).size else ""
+    if len(multiplier) == 1:
+        return Offload(kernel, PER_TENSOR, f"one multiplier serves every output{table}")
+    return Offload(kernel, PER_CHANNEL, f"every output has a multiplier{table}")
+
+
+def _requantization(arguments: Sequence[relax.Expr]) -> tuple[np.ndarray, np.ndarray]:
+    """(multiplier, shift) int32 as `arm_nn_requantize` takes them, (n_out,), or (1,) where they are all the same."""
+    multiplier, shift = known(arguments[3]), int(arguments[4].value)
+    if not multiplier.size:
+        assert shift >= 1, "a layer without multipliers is shifted"
+        multiplier, shift = np.array([2 ** (31 - shift)], np.int32), 0
+    if np.all(multiplier == multiplier[0]):
+        multiplier = multiplier[:1]
+    return multiplier, np.full(len(multiplier), -shift, np.int32)
+
+
+def _call(function: str, result: Var, arguments: Sequence[relax.Expr]) -> relax.Expr:
+    x, weight, bias, _, _, *rest = arguments
+    multiplier, shift = (relax.const(values) for values in _requantization(arguments))
+    return op.call_dps_packed(
+        PREFIX + function,
+        [x, weight, bias, multiplier, shift, *rest],
+        out_ty=relax.TensorType(shape_of(result), "int8"),
+    )

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that CMSIS-NN computes: bit for bit what the oracle says, on this machine and on every Cortex-M, by a strict
+stand-in of its interface and, where CMSIS_NN_PATH is set, by the real library."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from cmsis_nn_checkouts import CHECKOUTS, STAND_IN
+from policies import arg_max, clipped, compile_model, dense_policy, multi_discrete, squashed
+from quantised_models import UINT8, quantised
+from test_emit import COMPILERS, WARNINGS, unpack
+
+from tinyrl_tvm import cmsis_nn
+from tinyrl_tvm.device import host, qemu
+from tinyrl_tvm.errors import TinyrlError
+from tinyrl_tvm.interface import Interface
+from tinyrl_tvm.library import ModelLibrary
+from tinyrl_tvm.pipeline import Compiled
+from tinyrl_tvm.project import build, create, load
+from tinyrl_tvm.targets import BOARDS, Board
+
+PER_TENSOR, PER_CHANNEL = "arm_fully_connected_s8", "arm_fully_connected_per_channel_s8"
+JOINED = dense_policy(
+    (13, 40, 20, 9), inputs={"joints": (3,), "map": (2, 3), "goal": (4,)}, head=multi_discrete(3, 2, 4)
+)
+
+# Widths that fill no vector of 16 codes, nor four rows, nor two; and every way a layer's codes come about.
+MODELS: dict[str, onnx.ModelProto] = {
+    "relu": dense_policy((4, 33, 17, 3), head=clipped(-1, 1)),
+    "tanh": dense_policy((6, 31, 16, 5), activation="Tanh", head=squashed()),
+    "joined": JOINED,
+    "qdq": quantised(dense_policy((20, 37, 12, 3), head=arg_max)),
+    "qdq_per_channel": quantised(dense_policy((5, 18, 21, 2), head=clipped(-1, 1)), per_channel=True),
+    "qdq_tanh": quantised(dense_policy((7, 19, 6, 2), activation="Tanh"), activations=UINT8, per_channel=True),
+    "qdq_one_input": quantised(dense_policy((1, 1, 5, 1))),
+}
+with_every_model = pytest.mark.parametrize("name", MODELS)
+with_every_checkout = pytest.mark.parametrize("checkout", CHECKOUTS)
+CORTEX_M = [board for board in BOARDS.values() if board.architecture.name == "cortex-m"]
+
+
+@functools.cache
+def compiled(name: str, target: str = "cortex-m55", offloaded: bool = True) -> Compiled:
+    with tempfile.TemporaryDirectory() as folder:
+        return compile_model(MODELS[name], Path(folder), target=target, cmsis_nn=offloaded, name=name)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CMSIS_NN_PATH", str(STAND_IN))
+    return STAND_IN
+
+
+def layers_of(library: ModelLibrary) -> str:
+    (text,) = [data.decode() for path, data in library.files.items() if path.endswith("_lib3.c")]
+    return text
+
+
+# ---- answers ----
+
+
+@with_every_checkout
+@with_every_model
+def test_this_machine_answers_as_the_oracle(name: str, checkout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMSIS_NN_PATH", str(CHECKOUTS[checkout]))
+    result = host.run(compiled(name).library)
+    assert result.parity == "PASS"
+    assert not result.statuses.any()
+
+
+@with_every_checkout
+@with_every_model
+def test_helium_answers_as_the_oracle(
+    name: str, checkout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert on_board(compiled(name).library, BOARDS["mps3-an547"], checkout, tmp_path, monkeypatch).parity == "PASS"
+
+
+@with_every_checkout
+@pytest.mark.parametrize("name", ["tanh", "qdq_per_channel", "qdq"])
+@pytest.mark.parametrize("board", CORTEX_M, ids=lambda board: board.name)
+def test_every_core_answers_as_the_oracle(
+    board: Board, name: str, checkout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = on_board(compiled(name, board.target).library, board, checkout, tmp_path, monkeypatch)
+    assert result.parity == "PASS"
+    assert not result.statuses.any()
+
+
+def on_board(library: ModelLibrary, board: Board, checkout: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("CMSIS_NN_PATH", str(CHECKOUTS[checkout]))
+    project = create(library, folder / "project", "baremetal", {"board": board.name})
+    build(project)
+    return qemu.run(project)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("qdq")])
+def test_a_quantised_model_has_the_same_answers_with_our_own_kernels(name: str) -> None:
+    own, offloaded = compiled(name, offloaded=False).library, compiled(name).library
+    np.testing.assert_array_equal(own.vectors()["expected"], offloaded.vectors()["expected"])
+    assert layers_of(offloaded)
+    assert not Interface.of(own).cmsis_nn
+
+
+# ---- what is offloaded ----
+
+
+def test_every_hidden_layer_is_offloaded_and_the_ends_are_not() -> None:
+    for name in MODELS:
+        first, *hidden, last = compiled(name).offloads
+        assert (first.function, last.function) == (None, None)
+        assert first.reason == "it reads float observations, CMSIS-NN reads codes"
+        assert "its int32 sums" in last.reason
+        assert all(layer.function in (PER_TENSOR, PER_CHANNEL) for layer in hidden)
+    assert {layer.function for layer in compiled("qdq").offloads[1:-1]} == {PER_TENSOR}
+    assert PER_CHANNEL in {layer.function for layer in compiled("qdq_per_channel").offloads}
+    assert all(layer.reason.endswith("; a table in C follows") for layer in compiled("tanh").offloads[1:-1])
+
+
+def test_without_cmsis_nn_nothing_is_decided() -> None:
+    assert compiled("relu", offloaded=False).offloads == ()
+
+
+def test_a_float_policy_is_refused_with_what_would_make_it_int8(tmp_path: Path) -> None:
+    sentence = (
+        "CMSIS-NN computes int8 policies, and 'policy.onnx' is a float one; give some observations of a rollout with "
+    )
+    with pytest.raises(TinyrlError, match=re.escape(f"{sentence}--calibration observations.npz")):
+        compile_model(MODELS["relu"], tmp_path, precision="float32", cmsis_nn=True)
+
+
+def test_a_policy_of_one_layer_calls_nothing(tmp_path: Path) -> None:
+    library = compile_model(dense_policy((4, 3)), tmp_path, cmsis_nn=True).library
+    assert not Interface.of(library).cmsis_nn
+    assert not any(path.endswith("_lib3.c") for path in library.files)
+    assert host.run(library).parity == "PASS"
+
+
+# ---- the contract ----
+
+
+def answer(library: ModelLibrary, folder: Path, *flags: str, edit: tuple[str, str] | None = None) -> str:
+    """What the policy, its layers edited, prints of its test vectors, built with `flags` against the stand-in."""
+    project = create(library, folder / "project", "host").folder
+    (source,) = project.glob("policy/src/*_lib3.c")
+    if edit is not None:
+        old, new = edit
+        assert old in source.read_text()
+        source.write_text(source.read_text().replace(old, new))
+    command = ["make", "out/replay", f"CMSIS_NN_PATH={STAND_IN}", f"CFLAGS={' '.join(flags)}"]
+    made = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr[:3000]
+    return subprocess.run([project / "out" / "replay"], capture_output=True, text=True, check=False).stdout
+
+
+@with_every_model
+def test_kernel_sums_are_given_and_right_where_a_build_asks_for_them(name: str, tmp_path: Path) -> None:
+    """The stand-in built as Helium's, on this machine."""
+    assert "PARITY PASS" in answer(compiled(name).library, tmp_path, "-DARM_MATH_MVEI")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("{(void *)(bias), (int32_t)sizeof(bias)}", "{0, 0}"),
+        ("{(void *)(bias), (int32_t)sizeof(bias)}", "{(void *)(bias), 4}"),
+        (".input_offset = 0", ".input_offset = 1"),
+        (".filter_offset = 0", ".filter_offset = 1"),
+        (".activation = {-128, 127}", ".activation = {-128, 128}"),
+        ("filter = {.n = 20", "filter = {.n = 19"),
+        ("output = {.n = 1, .h = 1, .w = 1, .c = 37}", "output = {.n = 1, .h = 1, .w = 1, .c = 36}"),
+        ("bias_1, &output, out)", "bias_1, &output, (int8_t *)codes)"),
+    ],
+    ids=["no sums", "short sums", "wrong sums", "filter offset", "clamp", "depth", "rows", "in place"],
+)
+def test_a_broken_contract_is_a_status_and_an_action_of_zeros(old: str, new: str, tmp_path: Path) -> None:
+    """The stand-in refuses; with the twin above, what it lets pass is right."""
+    said = answer(compiled("qdq").library, tmp_path, "-DARM_MATH_MVEI", edit=(old, new))
+    assert "status 2" in said
+    assert "PARITY FAIL" in said
+
+
+def test_a_build_without_helium_gives_no_buffer(tmp_path: Path) -> None:
+    edit = ("#define KERNEL_SUMS(bias) {0, 0}", "#define KERNEL_SUMS(bias) {(void *)(bias), 4}")
+    assert "status 2" in answer(compiled("qdq").library, tmp_path, edit=edit)
+
+
+# ---- the emitted C ----
+
+
+@with_every_checkout
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("name", ["tanh", "qdq_per_channel"])
+def test_the_layers_compile_without_a_warning(name: str, compiler: str, checkout: str, tmp_path: Path) -> None:
+    (source,) = [path for path in unpack(compiled(name).library, tmp_path) if path.name.endswith("_lib3.c")]
+    assert complaints(source, CHECKOUTS[checkout], *COMPILERS[compiler], *WARNINGS) == ""
+
+
+def complaints(source: Path, checkout: Path, *command: str) -> str:
+    include = ("-isystem", checkout / "Include", "-I", source.parents[1] / "include")
+    done = subprocess.run(
+        [*command, *include, "-c", source, "-o", source.with_suffix(".o")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode != 0) == bool(done.stderr)
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "sentence"),
+    [
+        ("qdq", "-DSTAND_IN_RELEASE=5", "this CMSIS-NN is older than 6.0.0; the policy needs 6.0.0 or newer"),
+        ("qdq_per_channel", "-DSTAND_IN_RELEASE=5", "older than 6.0.0; the policy needs 7.0.0 or newer"),
+        (
+            "qdq_per_channel",
+            "-DSTAND_IN_RELEASE=6",
+            "older than 7.0.0, which brought arm_fully_connected_per_channel_s8",
+        ),
+        ("qdq", "-DCMSIS_NN_USE_SINGLE_ROUNDING", "build CMSIS-NN and the policy without CMSIS_NN_USE_SINGLE_ROUNDING"),
+    ],
+)
+def test_a_library_that_cannot_serve_is_an_error_of_the_preprocessor(
+    name: str, flag: str, sentence: str, tmp_path: Path
+) -> None:
+    (source,) = [path for path in unpack(compiled(name).library, tmp_path) if path.name.endswith("_lib3.c")]
+    assert sentence in complaints(source, STAND_IN, "gcc", flag)
+    if name == "qdq" and "SINGLE" not in flag:
+        assert complaints(source, STAND_IN, "gcc", "-DSTAND_IN_RELEASE=6") == ""
+
+
+def test_headers_that_are_not_found_say_where_to_put_them(tmp_path: Path) -> None:
+    (source,) = [path for path in unpack(compiled("qdq").library, tmp_path) if path.name.endswith("_lib3.c")]
+    assert "put the Include folder of CMSIS-NN 6.0.0 or newer on the include path" in complaints(
+        source, tmp_path, "gcc"
+    )
+
+
+def test_the_parameters_are_constants_that_can_be_moved(tmp_path: Path) -> None:
+    library = compiled("qdq_per_channel").library
+    arrays = re.findall(r"^(.*)\b(\w+)\[\d+\] ALIGNED", layers_of(library), re.MULTILINE)
+    assert [name for _, name in arrays] == [
+        f"{p}_{n}" for n in (1, 2) for p in ("weight", "bias", "multiplier", "shift")
+    ]
+    assert all(prefix.startswith("TVMGEN_QDQ_PER_CHANNEL_PARAMETERS static const") for prefix, _ in arrays)
+
+
+# ---- projects ----
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(TinyrlError) as raised:
+        build(load(folder))
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("platform", ["host", "baremetal"])
+def test_a_build_says_what_it_misses_of_cmsis_nn(
+    platform: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = create(compiled("qdq").library, tmp_path / "project", platform).folder
+    monkeypatch.delenv("CMSIS_NN_PATH", raising=False)
+    assert "set CMSIS_NN_PATH to a checkout of it, 6.0.0 or newer" in refusal(folder)
+    checkout = tmp_path / "checkout"
+    shutil.copytree(STAND_IN, checkout)
+    missing = cmsis_nn.FUNCTIONS[PER_TENSOR].sources[1]
+    (checkout / missing).unlink()
+    monkeypatch.setenv("CMSIS_NN_PATH", str(checkout))
+    assert f"no {missing} in CMSIS_NN_PATH={checkout}" in refusal(folder)
+    assert subprocess.run(["make", "clean"], cwd=folder, env={"PATH": "/usr/bin:/bin"}, check=False).returncode == 0
+
+
+def test_a_platform_that_cannot_build_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        TinyrlError, match="the library calls CMSIS-NN, which 'wasm' does not build; have: host, baremetal"
+    ):
+        create(compiled("qdq").library, tmp_path / "project", "wasm")
+
+
+def test_cmake_builds_what_make_builds(tmp_path: Path, stand_in: Path) -> None:
+    for platform, product in (("host", "replay"), ("baremetal", "firmware.elf")):
+        folder = create(compiled("qdq_per_channel").library, tmp_path / platform, platform).folder
+        for command in (["cmake", "-B", "build"], ["cmake", "--build", "build"]):
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr[:2000]
+        assert (folder / "build" / product).is_file()
+    said = subprocess.run([tmp_path / "host" / "build" / "replay"], capture_output=True, text=True, check=False).stdout
+    assert "PARITY PASS" in said
+
+
+def test_a_project_without_cmsis_nn_has_nothing_of_it(tmp_path: Path) -> None:
+    folder = create(compiled("qdq", offloaded=False).library, tmp_path / "project", "baremetal").folder
+    assert not any(
+        "cmsis" in path.read_text(errors="ignore").lower() for path in folder.rglob("*.[chtm]*") if path.is_file()
+    )
+
+
+def test_functions_nobody_knows_are_no_interface(tmp_path: Path) -> None:
+    library = compiled("qdq").library
+    metadata = library.files["metadata.json"].replace(b"arm_fully_connected_s8", b"system")
+    with pytest.raises(TinyrlError, match="does not describe a policy"):
+        Interface.of(ModelLibrary({**library.files, "metadata.json": metadata}))

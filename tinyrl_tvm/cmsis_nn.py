@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CMSIS-NN as this compiler knows it: the functions it calls, the files these are in, and a layer that one computes.
+
+Source: CMSIS-NN 7.0.0 and 99f736a, Include/arm_nnfunctions.h and Source/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from schedules import Parameter
+
+_FULLY_CONNECTED, _SUPPORT = "Source/FullyConnectedFunctions", "Source/NNSupportFunctions"
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of CMSIS-NN: the release that brought it as we call it, and the sources it needs."""
+
+    since: str
+    sources: tuple[str, ...]
+
+
+FUNCTIONS = {
+    "arm_fully_connected_s8": Function(
+        "6.0.0", (f"{_FULLY_CONNECTED}/arm_fully_connected_s8.c", f"{_SUPPORT}/arm_nn_vec_mat_mult_t_s8.c")
+    ),
+    "arm_fully_connected_per_channel_s8": Function(
+        "7.0.0",
+        (f"{_FULLY_CONNECTED}/arm_fully_connected_per_channel_s8.c", f"{_SUPPORT}/arm_nn_vec_mat_mult_t_per_ch_s8.c"),
+    ),
+}
+
+
+def since(functions: Iterable[str]) -> str:
+    """The oldest release that has all of `functions`."""
+    return max((FUNCTIONS[name].since for name in functions), default="")
+
+
+def sources(functions: Iterable[str]) -> tuple[str, ...]:
+    """The files of a checkout that `functions` need."""
+    return tuple(dict.fromkeys(path for name in functions for path in FUNCTIONS[name].sources))
+
+
+@dataclass(frozen=True)
+class FullyConnected:
+    """A dense layer that `function` computes: weight (n_out, n_in) int8, bias (n_out,) int32, which is what the kernel sums
+    are as well; multiplier and shift (n_out,) or (1,) int32 as `arm_nn_requantize` takes them; `table` (256,) int8, entry
+    code + 128, or None, is applied to its codes.
+    """
+
+    function: str
+    weight: np.ndarray = field(repr=False)
+    bias: np.ndarray = field(repr=False)
+    multiplier: np.ndarray = field(repr=False)
+    shift: np.ndarray = field(repr=False)
+    output_offset: int
+    low: int
+    high: int
+    table: np.ndarray | None = field(repr=False)
+
+    def __post_init__(self) -> None:
+        assert self.function in FUNCTIONS
+
+    @property
+    def per_channel(self) -> bool:
+        return self.function == "arm_fully_connected_per_channel_s8"
+
+    @property
+    def summary(self) -> str:
+        n_out, n_in = self.weight.shape
+        return f"dense {n_in} -> {n_out}, {self.function}{', through a table' if self.table is not None else ''}"
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        from schedules import Parameter  # it loads TVM
+
+        parameters = [Parameter("weight", self.weight), Parameter("bias", self.bias)]
+        if self.per_channel:
+            parameters += [Parameter("multiplier", self.multiplier), Parameter("shift", self.shift)]
+        if self.table is not None:
+            parameters.append(Parameter("table", np.roll(self.table, 128)))  # entry of the unsigned byte: 0.., -128..-1
+        return tuple(parameters)
+
+    @property
+    def parameter_bytes(self) -> int:
+        return sum(parameter.values.nbytes for parameter in self.parameters)
+
+    @property
+    def arguments(self) -> tuple[tuple[str, str, int], ...]:
+        """Name, dtype and length of its input and of its output; its parameters lie beside its code."""
+        n_out, n_in = self.weight.shape
+        return (("codes", "int8", n_in), ("out", "int8", n_out))
