@@ -115,7 +115,7 @@ def test_the_sizes_in_the_metadata_are_those_of_the_code(tmp_path: Path) -> None
     assert f"#define TVMGEN_POLICY_WORKSPACE_SIZE {main['workspace_size_bytes']}\n" in header
     shell = library.files["codegen/host/src/policy_lib0.c"].decode()
     sizes = {"int8_t": 1, "int16_t": 2, "int32_t": 4, "float": 4}
-    arrays = re.findall(r"static const (\w+) \w+\[(\d+)\]", shell)
+    arrays = re.findall(r"static const TINYRL_FLASH (\w+) \w+\[(\d+)\]", shell)
     assert sum(sizes[ctype] * int(length) for ctype, length in arrays) == main["constants_size_bytes"]
 
 
