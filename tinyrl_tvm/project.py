@@ -401,7 +401,8 @@ def _build_error(project: Project, log: str) -> TinyrlError:
         return TinyrlError(f"the policy does not fit '{project.board.name}': {reason}; try {_smaller(project)}")
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     telling = [line for line in lines if "error:" in line or "cannot find" in line] or lines[-1:] or ["make failed"]
-    return TinyrlError(f"the build failed: {telling[0]}; run 'make' in '{project.folder}' to see all of it")
+    told = re.sub(r"^\S+:\d+: \*\*\* (.*)\.  Stop\.$", r"\1", telling[0])  # an error of a Makefile's own
+    return TinyrlError(f"the build failed: {told}; run 'make' in '{project.folder}' to see all of it")
 
 
 def _why_it_does_not_fit(board: Board, log: str) -> str | None:
