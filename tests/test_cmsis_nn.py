@@ -268,7 +268,10 @@ def test_a_build_says_what_it_misses_of_cmsis_nn(
 ) -> None:
     folder = create(compiled("qdq").library, tmp_path / "project", platform).folder
     monkeypatch.delenv("CMSIS_NN_PATH", raising=False)
-    assert "set CMSIS_NN_PATH to a checkout of it, 6.0.0 or newer" in refusal(folder)
+    assert refusal(folder) == (
+        "the build failed: the policy calls CMSIS-NN: set CMSIS_NN_PATH to a checkout of it, 6.0.0 or newer; "
+        f"run 'make' in '{folder}' to see all of it"
+    )
     checkout = tmp_path / "checkout"
     shutil.copytree(STAND_IN, checkout)
     missing = cmsis_nn.FUNCTIONS[PER_TENSOR].sources[1]
@@ -276,6 +279,25 @@ def test_a_build_says_what_it_misses_of_cmsis_nn(
     monkeypatch.setenv("CMSIS_NN_PATH", str(checkout))
     assert f"no {missing} in CMSIS_NN_PATH={checkout}" in refusal(folder)
     assert subprocess.run(["make", "clean"], cwd=folder, env={"PATH": "/usr/bin:/bin"}, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("platform", ["host", "baremetal"])
+def test_another_checkout_is_compiled_anew_and_the_same_is_not(
+    platform: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = create(compiled("qdq").library, tmp_path / "project", platform).folder
+    checkout = tmp_path / "checkout"
+    shutil.copytree(STAND_IN, checkout)
+    objects: list[list[int]] = []
+    for path in (STAND_IN, STAND_IN, checkout):
+        monkeypatch.setenv("CMSIS_NN_PATH", str(path))
+        build(load(folder))
+        made = [*folder.glob("out/cmsis_nn/**/*.o"), *folder.glob("out/policy/src/*_lib3.c.o")]
+        assert len(made) == 3
+        objects.append([item.stat().st_mtime_ns for item in made])
+    first, same, other = objects
+    assert first == same
+    assert all(late > early for early, late in zip(same, other, strict=True))
 
 
 def test_a_platform_that_cannot_build_it_is_refused(tmp_path: Path) -> None:

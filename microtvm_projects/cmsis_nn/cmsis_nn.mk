@@ -8,12 +8,15 @@ $(error the policy calls CMSIS-NN: set CMSIS_NN_PATH to a checkout of it, $(CMSI
 endif
 $(foreach file,Include/arm_nnfunctions.h $(CMSIS_NN_SOURCES),$(if $(wildcard $(CMSIS_NN_PATH)/$(file)),,\
 	$(error no $(file) in CMSIS_NN_PATH=$(CMSIS_NN_PATH): the policy needs CMSIS-NN $(CMSIS_NN_SINCE) or newer)))
+# Another checkout is another library: objects are older than the file that names it.
+$(shell mkdir -p out/cmsis_nn; echo '$(CMSIS_NN_PATH)' | cmp -s - out/cmsis_nn/path || echo '$(CMSIS_NN_PATH)' >out/cmsis_nn/path)
 endif
 
+.DEFAULT_GOAL = all
 CMSIS_NN_CFLAGS = -isystem $(CMSIS_NN_PATH)/Include
 CMSIS_NN_OBJECTS = $(patsubst Source/%,out/cmsis_nn/%.o,$(CMSIS_NN_SOURCES))
 
 # Its own dialect, and its warnings are its authors' business.
-out/cmsis_nn/%.c.o: $(CMSIS_NN_PATH)/Source/%.c Makefile
+out/cmsis_nn/%.c.o: $(CMSIS_NN_PATH)/Source/%.c Makefile out/cmsis_nn/path
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -std=gnu11 -w -c $< -o $@

@@ -87,8 +87,9 @@ def _build_error(project: Project, log: str) -> TinyrlError:
     log = re.sub(r"CMake Error at .*:\n\s*", "error: ", log)  # CMake says where on one line and what on the next
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     telling = [line for line in lines if "error:" in line or "cannot find" in line] or lines[-1:] or ["it said nothing"]
+    told = re.sub(r"^\S+:\d+: \*\*\* (.*)\.  Stop\.$", r"\1", telling[0])  # an error of a Makefile's own
     command = " ".join(_command(project))
-    return TinyrlError(f"the build failed: {telling[0]}; run '{command}' in '{project.folder}' to see all of it")
+    return TinyrlError(f"the build failed: {told}; run '{command}' in '{project.folder}' to see all of it")
 
 
 def _why_it_does_not_fit(board: Board, log: str) -> str | None:
