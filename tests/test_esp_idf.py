@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tinyrl_tvm.project.platforms.esp_idf import CHIPS
 from tinyrl_tvm.targets import board_named
 
 BOARD = board_named("riscv32-virt")
+COMPOTE = Path(sys.executable).with_name("compote")  # the environment's own, whether or not it is on the path
 SYSTEM = """
 #include "semihosting.h"
 #include <stdint.h>
@@ -88,7 +90,7 @@ def test_the_component_packs(chip: str, tmp_path: Path) -> None:
     library = compile_model(dense_policy((4, 16, 2)), tmp_path, target="portable").library
     folder = create(library, tmp_path / "project", "esp-idf", {"chip": chip}).folder / "policy"
     done = subprocess.run(
-        ["compote", "component", "pack", "--name", "policy"], cwd=folder, capture_output=True, text=True, check=False
+        [COMPOTE, "component", "pack", "--name", "policy"], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr + done.stdout
@@ -103,7 +105,7 @@ def test_a_component_without_a_version_does_not_pack(tmp_path: Path) -> None:
     """The twin: compote does check."""
     folder = create(POLICIES["cartpole"](), tmp_path / "project", "esp-idf", {"chip": "esp32"}).folder / "cartpole"
     (folder / "idf_component.yml").write_text('version: "none of these"\n')
-    command = ["compote", "component", "pack", "--name", "cartpole"]
+    command = [COMPOTE, "component", "pack", "--name", "cartpole"]
     assert subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode != 0
 
 
