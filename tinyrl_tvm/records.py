@@ -2,7 +2,7 @@
 """What tuning found, in a file: a trial a line, each a JSON object, appended as it is measured.
 
     {"format": 1, "tvm": "0.27.0.post1", "target": "cortex-m55", "device": "qemu mps3-an547", "unit": "instructions",
-     "kernel": {"kind": "DenseCodes", "n_in": 64, ...}, "choices": {"window": 8}, "cost": 731.25, "default_cost": 763.5,
+     "kernel": {"kind": "DenseCodes", "n_in": 64, ...}, "choices": {"kept": 4}, "cost": 731.25, "default_cost": 763.5,
      "rejected": null}
 
 Why lines: a session that is stopped, or a machine that dies, costs at most the line it was writing, and that one is
