@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json
 from tinyrl_tvm.errors import TinyrlError, unknown_name
@@ -15,8 +16,16 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tinyrl_tvm.device.measurement import Measurement
+    from tinyrl_tvm.project import Project
 
 DEVICES = ("cpu", "micro")
+_LOOP_OPTIONS = {
+    "environment": "--env",
+    "episodes": "--episodes",
+    "control_hz": "--control-hz",
+    "noise": "--noise",
+    "policy": "--policy",
+}
 ROWS_NAMED = 5  # of observations that were refused
 
 
@@ -26,6 +35,20 @@ ROWS_NAMED = 5  # of observations that were refused
 @click.option("-i", "--inputs", type=click.Path(path_type=Path), help="Observations, .npz. Default: the test vectors.")
 @click.option("-o", "--outputs", type=click.Path(path_type=Path), help="Write the answers, .npz with one array action.")
 @click.option("--print-time", is_flag=True, help="Also take the wall time, on this machine.")
+@click.option("--closed-loop", is_flag=True, help="Step --env on this machine, with the policy on the device.")
+@click.option("--env", "environment", metavar="ID", help="With --closed-loop: gymnasium's name, as CartPole-v1.")
+@click.option("--episodes", type=click.IntRange(1), default=20, show_default=True, help="With --closed-loop.")
+@click.option(
+    "--control-hz", type=click.FloatRange(0, min_open=True), help="With --closed-loop: count deadlines missed."
+)
+@click.option(
+    "--noise", type=click.FloatRange(0), default=0.0, help="With --closed-loop: added to observations, Gaussian sigma."
+)
+@click.option(
+    "--policy",
+    type=click.Path(path_type=Path),
+    help="With --closed-loop: the .onnx the library was compiled from, to play the same seeds in float.",
+)
 @json_option
 @click.pass_context
 def run_verb(
@@ -36,6 +59,12 @@ def run_verb(
     inputs: Path | None,
     outputs: Path | None,
     print_time: bool,
+    closed_loop: bool,
+    environment: str | None,
+    episodes: int,
+    control_hz: float | None,
+    noise: float,
+    policy: Path | None,
     as_json: bool,
 ) -> None:
     """Run PATH: a model library on this machine (--device cpu), or a project's folder on its board (--device micro;
@@ -55,10 +84,26 @@ def run_verb(
       instructions_per_inference           instructions, never cycles or time
       flash_bytes, ram_bytes, stack_bytes  the policy's alone
       wall_time_ns_median, _low, _high     with --print-time; the 10th and the 90th percentile
+    with --closed-loop, where OUTPUTS is a .csv with a row a step:
+      device, environment, episodes, steps, returns [], float_returns [], mean_return, float_mean_return
+      instructions_percentiles {}          of an inference: 50, 90, 99, 100
+      clock_hz, control_hz, deadline_misses
+      nonzero_statuses, resets             answers with a status, times that the board began anew
     """
+    given = [name for name in _LOOP_OPTIONS if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    if given and not closed_loop:
+        raise TinyrlError(f"{_LOOP_OPTIONS[given[0]]} goes with --closed-loop")
+    if closed_loop and (inputs is not None or print_time):
+        raise TinyrlError(f"{'--print-time' if inputs is None else '-i'} does not go with --closed-loop")
     device = _device(path, device)
+    if closed_loop and (device != "micro" or environment is None):
+        raise TinyrlError("--closed-loop takes a project's folder and --env, as in --env CartPole-v1")
     if outputs is not None:
-        refuse_unwritable(outputs, inputs, path)
+        refuse_unwritable(outputs, inputs, policy, path)
+    if closed_loop:
+        assert environment is not None
+        _closed_loop(path, outputs, environment, episodes, noise, policy, control_hz, as_json)
+        return
     with progress() as begin:
         begin("build and run")
         measured = _on_cpu(path, inputs, print_time) if device == "cpu" else _on_micro(path, inputs, print_time)
@@ -103,11 +148,60 @@ def _on_micro(path: Path, inputs: Path | None, timed: bool) -> Measurement:
 
     project = projects.load(path)
     observations = read_observations(inputs, project.interface) if inputs else None
+    _build_unless_built(project)
+    return micro.run(project, observations, timed=timed)
+
+
+def _build_unless_built(project: Project) -> None:
+    from tinyrl_tvm import project as projects
+
     try:
         projects.built(project)
     except TinyrlError:
         projects.build(project)
-    return micro.run(project, observations, timed=timed)
+
+
+def _closed_loop(
+    path: Path,
+    outputs: Path | None,
+    environment: str,
+    episodes: int,
+    noise: float,
+    policy: Path | None,
+    control_hz: float | None,
+    as_json: bool,
+) -> None:
+    from tinyrl_tvm import project as projects
+    from tinyrl_tvm.device.closed_loop import close_loop
+    from tinyrl_tvm.device.connection import board_of
+    from tinyrl_tvm.library import write_whole
+
+    project = projects.load(path)
+    board_of(project)
+    with progress() as begin:
+        begin("build and run")
+        _build_unless_built(project)
+        loop = close_loop(project, environment, episodes=episodes, noise=noise, policy=policy)
+    if outputs is not None:
+        write_whole(outputs, loop.to_csv())
+    if as_json:
+        say_json(loop.to_json(control_hz))
+        return
+    said = loop.to_json(control_hz)
+    say(f"device: {loop.device}, {environment}, {said['steps']:,} steps in {episodes:,} episodes")
+    say(f"mean return: {said['mean_return']:,.2f}")
+    if loop.float_returns is not None:
+        ahead = sum(a >= b for a, b in zip(loop.returns, loop.float_returns, strict=True))
+        say(f"float policy's mean return: {said['float_mean_return']:,.2f}; no worse in {ahead} of {episodes} episodes")
+    counts = ", ".join(f"{'max' if p == 100 else f'p{p}'} {count:,.0f}" for p, count in loop.percentiles.items())
+    say(f"instructions per inference: {counts} (QEMU counts instructions, not time)")
+    if control_hz is not None:
+        say(
+            f"deadlines missed at {control_hz:g} Hz: {said['deadline_misses']:,} "
+            f"(at {loop.clock_hz:,} Hz and an instruction a clock cycle)"
+        )
+    if said["nonzero_statuses"]:
+        say(f"nonzero status for {said['nonzero_statuses']:,} of {said['steps']:,} observations")
 
 
 def _write_actions(path: Path, actions: np.ndarray) -> None:

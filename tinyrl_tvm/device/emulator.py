@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import subprocess
 from pathlib import Path
+from types import TracebackType
 from typing import Protocol
 
 from tinyrl_tvm import toolchain
 from tinyrl_tvm.errors import NoAnswer, TinyrlError
 from tinyrl_tvm.targets import Board
+
+PIPE_TIMEOUT_S = 5.0
+PIPE_BYTES = 65536
 
 FAULT = re.compile(r"^FAULT (.*)$", re.MULTILINE)
 
@@ -23,14 +29,9 @@ class Emulate(Protocol):
 
 def emulate(board: Board, firmware: Path, folder: Path, timeout_s: float) -> str:
     """On this machine's QEMU. Raises TinyrlError when the firmware faults, hangs or stops early."""
-    command: list[str | Path] = [
-        toolchain.find(board.architecture.emulator),
-        *board.emulator_arguments,
-        *("-kernel", firmware),
-    ]
     try:
         done = subprocess.run(
-            command,
+            _command(board, firmware),
             cwd=folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -44,10 +45,71 @@ def emulate(board: Board, firmware: Path, folder: Path, timeout_s: float) -> str
             "or the policy is too large to emulate"
         ) from None
     printed = done.stdout.decode(errors="replace").replace("\r\n", "\n")
-    if fault := FAULT.search(printed):
-        raise TinyrlError(f"'{firmware}' faulted on {board.name}: {fault[1]}")
-    if "\ndone\n" not in printed:
-        complaints = done.stderr.decode(errors="replace").strip().splitlines() + printed.strip().splitlines()[-1:]
-        reason = next(iter(complaints), "it printed nothing")
-        raise TinyrlError(f"'{firmware}' stopped early on {board.name}: {reason}")
+    if FAULT.search(printed) or "\ndone\n" not in printed:
+        raise _why_stopped(board, firmware, printed, done.stderr.decode(errors="replace"))
     return printed
+
+
+class PipedFirmware:
+    """A firmware that answers the host over two named pipes in `folder`, while it runs in a `with`."""
+
+    def __init__(self, board: Board, firmware: Path, folder: Path) -> None:
+        self.name = f"'{firmware}' on {board.name}"
+        self._board, self._firmware, self._folder = board, firmware, folder
+
+    def __enter__(self) -> PipedFirmware:
+        pipes = [self._folder / name for name in ("questions.pipe", "answers.pipe")]
+        for path in pipes:
+            os.mkfifo(path)
+        with (self._folder / "printed").open("wb") as printed:  # no pipe: nobody empties it while the firmware runs
+            self._process = subprocess.Popen(
+                _command(self._board, self._firmware),
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # as in emulate()
+            )
+        # Both ways open, so that to open waits for nobody and a firmware that leaves ends no write of ours.
+        self._questions, self._answers = (os.open(path, os.O_RDWR | os.O_NONBLOCK) for path in pipes)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()  # it waits for a question, deaf to anything milder
+        self._process.wait()
+        os.close(self._questions)
+        os.close(self._answers)
+
+    def send(self, data: bytes) -> None:
+        """Raises TinyrlError when the firmware is gone, or reads no more and the pipe is full."""
+        while data:
+            self._refuse_gone()
+            try:
+                data = data[os.write(self._questions, data) :]
+            except BlockingIOError:
+                if not select.select([], [self._questions], [], PIPE_TIMEOUT_S)[1]:
+                    raise NoAnswer(f"{self.name} takes no more questions; it hangs") from None
+
+    def receive(self, timeout_s: float) -> bytes:
+        if select.select([self._answers], [], [], timeout_s)[0]:
+            return os.read(self._answers, PIPE_BYTES)
+        self._refuse_gone()
+        return b""
+
+    def _refuse_gone(self) -> None:
+        if self._process.poll() is not None:
+            printed = (self._folder / "printed").read_bytes().decode(errors="replace").replace("\r\n", "\n")
+            raise _why_stopped(self._board, self._firmware, printed)
+
+
+def _command(board: Board, firmware: Path) -> list[str | Path]:
+    return [toolchain.find(board.architecture.emulator), *board.emulator_arguments, "-kernel", firmware]
+
+
+def _why_stopped(board: Board, firmware: Path, printed: str, complaints: str = "") -> TinyrlError:
+    if fault := FAULT.search(printed):
+        return TinyrlError(f"'{firmware}' faulted on {board.name}: {fault[1]}")
+    reason = next(iter(complaints.strip().splitlines() + printed.strip().splitlines()[-1:]), "it printed nothing")
+    return TinyrlError(f"'{firmware}' stopped early on {board.name}: {reason}")

@@ -3,16 +3,20 @@
 #include "console.h"
 #include "measure.h"
 #include "replay.h"
+#include "serve.h"
 #include "stream.h"
 #include "vectors.h"
 
 int main(void)
 {
     console_text("policy " POLICY_NAME "\n");
-    const int wrong = replay_vectors();
-    measure_instructions();
-    measure_stack();
-    const int streamed = stream_observations();
+    int failed = 0;
+    if (!serve_host()) {
+        failed = replay_vectors() != 0;
+        measure_instructions();
+        measure_stack();
+        failed |= stream_observations() != 0;
+    }
     console_text("done\n"); /* its absence tells a crash from a wrong answer */
-    return wrong == 0 && streamed == 0 ? 0 : 1;
+    return failed;
 }

@@ -32,6 +32,7 @@ BAREMETAL = Platform(
     "baremetal",
     "firmware without an operating system: start-up code, linker script, console over semihosting",
     products=("out/firmware.elf", "out/firmware_empty.elf"),
+    borrows={f"rpc/{name}": f"src/{name}" for name in ("rpc.c", "rpc.h")},
     options=(Option("board", tuple(BOARDS), "mps3-an547", "the board to build for"),),
     tools=lambda options: (board_named(options["board"]).architecture.compiler,),
     target=lambda options: board_named(options["board"]).target,

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Close the loop: an environment steps on the host, its policy answers on the device.
+
+    observation + noise -> device -> action -> environment -> reward, observation
+
+Episode k starts from seed k and meets the noise of seed k, whoever acts: returns of device and float policy are paired.
+What an inference takes is counted in instructions. Emulators know no time: a deadline is judged as if the board's clock
+carried out an instruction a cycle.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyrl_tvm.device.connection import Counters, board_of, connected
+from tinyrl_tvm.errors import TinyrlError
+from tinyrl_tvm.interface import Interface
+from tinyrl_tvm.project import Project
+
+if TYPE_CHECKING:
+    import gymnasium
+
+Act = Callable[[np.ndarray], np.ndarray]
+PERCENTILES = (50, 90, 99, 100)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One answer of the device."""
+
+    episode: int
+    step: int
+    reward: float
+    instructions: float
+    status: int
+    action: np.ndarray
+    observation: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class ClosedLoop:
+    """`returns` of the device's episodes, `float_returns` of the float policy's from the same seeds when that was given.
+    `clock_hz` is the board's."""
+
+    device: str
+    environment: str
+    returns: list[float]
+    float_returns: list[float] | None
+    clock_hz: int
+    resets: int
+    steps: list[Step] = field(repr=False)
+
+    @property
+    def instructions(self) -> np.ndarray:
+        return np.array([step.instructions for step in self.steps])
+
+    @property
+    def percentiles(self) -> dict[int, float]:
+        """Of instructions, each one that was counted."""
+        return {p: float(np.percentile(self.instructions, p, method="higher")) for p in PERCENTILES}
+
+    def deadline_misses(self, control_hz: float) -> int:
+        """Steps whose inference would not end within a control period, at an instruction a clock cycle."""
+        return int(np.count_nonzero(self.instructions * control_hz > self.clock_hz))
+
+    def to_json(self, control_hz: float | None) -> dict[str, Any]:
+        return {
+            "device": self.device,
+            "environment": self.environment,
+            "episodes": len(self.returns),
+            "steps": len(self.steps),
+            "returns": self.returns,
+            "float_returns": self.float_returns,
+            "mean_return": float(np.mean(self.returns)),
+            "float_mean_return": None if self.float_returns is None else float(np.mean(self.float_returns)),
+            "instructions_percentiles": {str(p): count for p, count in self.percentiles.items()},
+            "clock_hz": self.clock_hz,
+            "control_hz": control_hz,
+            "deadline_misses": None if control_hz is None else self.deadline_misses(control_hz),
+            "nonzero_statuses": sum(step.status != 0 for step in self.steps),
+            "resets": self.resets,
+        }
+
+    def to_csv(self) -> bytes:
+        """A row a step of the device."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        actions, observations = (len(row) for row in (self.steps[0].action, self.steps[0].observation))
+        names = [f"action_{i}" for i in range(actions)] + [f"observation_{i}" for i in range(observations)]
+        writer.writerow(["episode", "step", "reward", "instructions", "status", *names])
+        for s in self.steps:
+            numbers = [*s.action.tolist(), *s.observation.tolist()]
+            writer.writerow([s.episode, s.step, s.reward, s.instructions, s.status, *numbers])
+        return text.getvalue().encode()
+
+
+def close_loop(
+    project: Project, environment: str, *, episodes: int, noise: float = 0.0, policy: Path | None = None
+) -> ClosedLoop:
+    """Play `episodes` on the device, and with the float policy in the .onnx `policy`. `noise` is the standard deviation
+    of what is added to every observation."""
+    interface, board = project.interface, board_of(project)
+    with made(environment, interface) as env:
+        act_float = None if policy is None else float_policy(policy, project)
+        steps: list[Step] = []
+        returns = []
+        with connected(project) as device:
+            for seed in range(episodes):
+                log: list[tuple[Counters, np.ndarray, np.ndarray]] = []
+
+                def ask(
+                    observation: np.ndarray, log: list[tuple[Counters, np.ndarray, np.ndarray]] = log
+                ) -> np.ndarray:
+                    action, counters = device(observation)
+                    log.append((counters, action, observation))
+                    return action
+
+                rewards = _episode(env, ask, seed, noise)
+                returns.append(float(sum(rewards)))
+                for step, (reward, (counters, action, observation)) in enumerate(zip(rewards, log, strict=True)):
+                    instructions = counters.ticks * board.instructions_per_100_ticks / 100
+                    steps.append(Step(seed, step, reward, instructions, counters.status, action, observation))
+            resets = device.resets
+        float_returns = None
+        if act_float is not None:
+            float_returns = [float(sum(_episode(env, act_float, seed, noise))) for seed in range(episodes)]
+    return ClosedLoop(f"qemu {board.name}", environment, returns, float_returns, board.tick_hz, resets, steps)
+
+
+def made(environment: str, interface: Interface) -> gymnasium.Env:
+    """The environment, whose spaces are the policy's. Raises TinyrlError."""
+    try:
+        import gymnasium
+    except ImportError:
+        raise TinyrlError("no gymnasium to step environments with; pip install 'tinyrl-tvm[rl]'") from None
+    try:
+        env = gymnasium.make(environment)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise TinyrlError(f"no environment '{environment}': {' '.join(str(error).split())}") from None
+    observations, actions = env.observation_space, env.action_space
+    fits = isinstance(observations, gymnasium.spaces.Box) and int(np.prod(observations.shape)) == interface.n_obs
+    if isinstance(actions, gymnasium.spaces.Discrete):
+        fits &= (interface.action_dtype, interface.n_actions) == ("int32", 1)
+    elif isinstance(actions, gymnasium.spaces.MultiDiscrete | gymnasium.spaces.MultiBinary | gymnasium.spaces.Box):
+        kind = "float32" if isinstance(actions, gymnasium.spaces.Box) else "int32"
+        fits &= (interface.action_dtype, interface.n_actions) == (kind, int(np.prod(actions.shape)))
+    else:
+        fits = False
+    if not fits:
+        env.close()
+        raise TinyrlError(
+            f"'{environment}' observes {observations} and acts in {actions}; '{interface.name}' takes {interface.n_obs} "
+            f"numbers and answers {interface.n_actions} of {interface.action_dtype}"
+        )
+    return env
+
+
+def float_policy(path: Path, project: Project) -> Act:
+    """The policy that the project's library was compiled from, in float64. Raises TinyrlError when `path` is another."""
+    from relay_passes import PruneCritic
+    from relay_passes.evaluate import evaluate
+    from relay_passes.report import run_passes
+    from tinyrl_tvm.frontends import onnx
+
+    interface = project.interface
+    if not path.is_file():
+        raise TinyrlError(f"no policy at '{path}'; give the .onnx that the library was compiled from")
+    policy = onnx.load(path, interface.action_name)
+    if policy.sha256 != project.library.interface.get("sha256"):
+        raise TinyrlError(f"'{path}' is not the policy that '{project.folder}' was compiled from")
+    actor, _ = run_passes(policy.module, [PruneCritic(policy.action_index)])
+    shapes = {tensor.name: tensor.shape for tensor in policy.inputs}
+
+    def act(observation: np.ndarray) -> np.ndarray:
+        parts = [
+            observation[None, tensor.offset : tensor.offset + tensor.length].reshape(1, *shapes[tensor.name])
+            for tensor in interface.inputs
+        ]
+        return np.asarray(evaluate(actor, *parts, dtype=np.float64)).reshape(-1).astype(interface.action_dtype)
+
+    return act
+
+
+def _episode(env: gymnasium.Env, act: Act, seed: int, noise: float) -> list[float]:
+    """The rewards, a step each."""
+    import gymnasium
+
+    generator = np.random.default_rng(seed)
+    observation, _ = env.reset(seed=seed)
+    rewards = []
+    over = False
+    while not over:
+        seen = np.asarray(observation, np.float32).reshape(-1)
+        seen = (seen + noise * generator.normal(size=seen.shape)).astype(np.float32)
+        action: Any = act(seen)
+        if isinstance(env.action_space, gymnasium.spaces.Discrete):
+            action = int(env.action_space.start) + int(action[0])
+        else:
+            action = action.reshape(env.action_space.shape).astype(env.action_space.dtype)
+        if not isinstance(env.action_space, gymnasium.spaces.Box) and not env.action_space.contains(action):
+            raise TinyrlError(f"the policy answers {action}, which is no action of {env.action_space}")
+        observation, reward, terminated, truncated, _ = env.step(action)
+        rewards.append(float(reward))
+        over = terminated or truncated
+    return rewards
