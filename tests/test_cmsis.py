@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cmsis_nn_checkouts import CHECKOUTS
 from policies import arg_max, compile_model, dense_policy
+from quantised_models import quantised
 from ruamel.yaml import YAML
 from test_project import POLICIES, only_on_path
 
@@ -41,10 +43,17 @@ def files_of(path: Path) -> tuple[list[Path], list[Path]]:
     return sources, folders
 
 
-def built(project: Project, scratch: Path) -> Project:
-    """As cbuild would, context Release; the components' start-up code and linker script are those of `baremetal`."""
+def built(project: Project, scratch: Path, cmsis_nn: Path | None = None) -> Project:
+    """As cbuild would, context Release; the components' start-up code and linker script are those of `baremetal`, and
+    those of the pack CMSIS-NN what its checkout has."""
     board = board_named(CMSIS_DEVICES[project.options["device"]])
     pack = create(project.library, scratch / "pack", "baremetal", {"board": board.name}).folder
+    gcc = [toolchain.find("arm-none-eabi-gcc"), *TARGETS[board.target].cflags, "-O3"]
+    of_pack: list[Path | str] = []
+    if cmsis_nn is not None:
+        include = f"-I{cmsis_nn / 'Include'}"
+        subprocess.run([*gcc, include, "-c", *cmsis_nn.glob("Source/*/*_s8*.c")], cwd=scratch, check=True)
+        of_pack = [*scratch.glob("*_s8*.o"), include]
     sources, folders = files_of(project.folder / "Replay.cproject.yml")
     (misc,) = read(project.folder / "cdefault.yml")["default"]["misc"]
     includes = [f"-I{folder}" for folder in [*folders, pack / "src"]]
@@ -53,7 +62,7 @@ def built(project: Project, scratch: Path) -> Project:
     out.mkdir(parents=True)
     subprocess.run(
         [
-            *(toolchain.find("arm-none-eabi-gcc"), *TARGETS[board.target].cflags, "-O3", *misc["C"], "-Werror"),
+            *(*gcc, *misc["C"], "-Werror", *of_pack),
             *(*includes, *sources, *startup, *misc["Link"], "-nostartfiles", "-T", pack / "cortex-m" / "link.ld"),
             *("-o", out / "Replay.elf"),
         ],
@@ -74,6 +83,27 @@ def test_the_files_it_names_make_a_program_that_answers_as_it_must(device: str, 
     assert measured.parity == "PASS"
     assert measured.device == f"qemu {CMSIS_DEVICES[device]}"
     np.testing.assert_array_equal(measured.actions, library.vectors()["expected"][:5])
+
+
+# ---- with CMSIS-NN ----
+
+
+@pytest.mark.parametrize("checkout", CHECKOUTS)
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_layers_of_cmsis_nn_come_from_its_pack(per_channel: bool, checkout: str, tmp_path: Path) -> None:
+    model = quantised(dense_policy((4, 16, 16, 2), head=arg_max), per_channel=per_channel)
+    library = compile_model(model, tmp_path, cmsis_nn=True).library
+    created = create(library, tmp_path / "project", "cmsis")
+    assert micro.run(built(created, tmp_path, CHECKOUTS[checkout])).parity == "PASS"
+    since = "7.0.0" if per_channel else "6.0.0"
+    packs = [pack["pack"] for pack in read(created.folder / "Policy.csolution.yml")["solution"]["packs"]]
+    assert f"ARM::CMSIS-NN@>={since}" in packs
+    layer = read(created.folder / "policy" / "Policy.clayer.yml")["layer"]
+    assert layer["components"] == [{"component": "ARM::CMSIS:NN Lib"}]
+    package = ET.parse(created.folder / "policy" / "tinyrl.policy.pdsc").getroot()
+    (required,) = package.iterfind("requirements/packages/package")
+    assert required.attrib == {"vendor": "ARM", "name": "CMSIS-NN", "version": since}
+    assert package.find("conditions/condition/require").attrib == {"Cclass": "CMSIS", "Cgroup": "NN Lib"}
 
 
 # ---- the rules of the format ----

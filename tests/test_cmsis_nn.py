@@ -20,7 +20,7 @@ from policies import arg_max, clipped, compile_model, dense_policy, multi_discre
 from quantised_models import UINT8, quantised
 from test_emit import COMPILERS, WARNINGS, unpack
 
-from tinyrl_tvm import cmsis_nn
+from tinyrl_tvm import cmsis_nn, toolchain
 from tinyrl_tvm.device import host, qemu
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.interface import Interface
@@ -99,9 +99,11 @@ def test_every_core_answers_as_the_oracle(
 
 def on_board(library: ModelLibrary, board: Board, checkout: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("CMSIS_NN_PATH", str(CHECKOUTS[checkout]))
-    project = create(library, folder / "project", "baremetal", {"board": board.name})
-    build(project)
-    return qemu.run(project)
+    project = folder / "project"
+    if not project.exists():
+        create(library, project, "baremetal", {"board": board.name})
+    build(load(project))
+    return qemu.run(load(project))
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("qdq")])
@@ -298,6 +300,21 @@ def test_another_checkout_is_compiled_anew_and_the_same_is_not(
     first, same, other = objects
     assert first == same
     assert all(late > early for early, late in zip(same, other, strict=True))
+
+
+@with_every_checkout
+@pytest.mark.parametrize("name", ["relu", "qdq_per_channel"])
+def test_a_compiler_of_its_own_makes_the_same_answers_and_is_another_library(
+    name: str, checkout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    for command in (None, f"{toolchain.find('clang')} --target=arm-none-eabi --sysroot=/usr/lib/arm-none-eabi"):
+        if command:
+            monkeypatch.setenv("CMSIS_NN_CC", command)
+        result = on_board(compiled(name).library, BOARDS["mps3-an547"], checkout, tmp_path, monkeypatch)
+        assert result.parity == "PASS"
+        counts.append(result.instructions_per_inference)
+    assert len(set(counts)) == 2
 
 
 def test_a_platform_that_cannot_build_it_is_refused(tmp_path: Path) -> None:

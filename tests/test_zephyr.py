@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cmsis_nn_checkouts import CHECKOUTS, STAND_IN
 from policies import arg_max, compile_model, dense_policy, unscaled
+from quantised_models import quantised
 from ruamel.yaml import YAML
 from test_project import POLICIES, cartpole, only_on_path
 
@@ -21,6 +23,7 @@ from tinyrl_tvm import toolchain
 from tinyrl_tvm.device import micro
 from tinyrl_tvm.device.emulator import emulate
 from tinyrl_tvm.errors import TinyrlError
+from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.project import Project, build, create, load
 from tinyrl_tvm.project.platforms.zephyr import BOARD_NAMES, RELEASES
 from tinyrl_tvm.targets import board_named
@@ -113,6 +116,57 @@ def test_a_symbol_that_nobody_defines_does_not_build(workspace: Path) -> None:
         TinyrlError, match=r"the build failed: error: .* undefined symbol.*; run 'west build -b native_sim"
     ):
         build(project)
+
+
+# ---- with CMSIS-NN ----
+
+
+def offloaded(folder: Path, per_channel: bool = False, target: str = "cortex-m55") -> ModelLibrary:
+    model = quantised(dense_policy((4, 16, 16, 2), head=arg_max), per_channel=per_channel)
+    return compile_model(model, folder, target=target, cmsis_nn=True).library
+
+
+@pytest.mark.parametrize("checkout", CHECKOUTS)
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_layers_of_cmsis_nn_are_zephyrs_own_to_build(
+    per_channel: bool, checkout: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMSIS_NN_PATH", str(CHECKOUTS[checkout]))
+    library = offloaded(workspace, per_channel)
+    project = create(library, workspace / "project", "zephyr")
+    assert "PARITY PASS" in on_mps3(project, workspace)
+    settings = (project.folder / "app" / "prj.conf").read_text().splitlines()
+    assert {"CONFIG_CMSIS_NN=y", "CONFIG_CMSIS_NN_FULLYCONNECTED=y", "CONFIG_CMSIS_NN_NNSUPPORT=y"} <= set(settings)
+    (zephyr,) = read(project.folder / "app" / "west.yml")["manifest"]["projects"]
+    assert zephyr["import"]["name-allowlist"] == ["cmsis_6", "cmsis-dsp", "cmsis-nn"]
+    (test,) = read(project.folder / "app" / "testcase.yaml")["tests"].values()
+    assert "native_sim" not in test["platform_allow"]
+
+
+def test_an_application_without_cmsis_nn_is_told_what_the_module_depends_on(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMSIS_NN_PATH", str(STAND_IN))
+    project = create(offloaded(workspace), workspace / "project", "zephyr")
+    (project.folder / "app" / "prj.conf").write_text("CONFIG_POLICY_POLICY=y\n")
+    with pytest.raises(TinyrlError, match="unsatisfied dependency CMSIS_NN_FULLYCONNECTED"):
+        build(project)
+
+
+@pytest.mark.parametrize(
+    ("options", "per_channel", "sentence"),
+    [
+        (("native", "4.4"), False, "calls CMSIS-NN, which 'zephyr' does not build for the board 'native'"),
+        (("mps3-an547", "3.6"), False, "needs CMSIS-NN 6.0.0, 'zephyr' with board=.*version=3.6 comes with 4.1.0"),
+        (("mps3-an547", "4.0"), True, "needs CMSIS-NN 7.0.0, 'zephyr' with board=.*version=4.0 comes with 6.0.0"),
+    ],
+)
+def test_a_release_whose_cmsis_nn_is_too_old_is_refused(
+    options: tuple[str, str], per_channel: bool, sentence: str, tmp_path: Path
+) -> None:
+    chosen = dict(zip(("board", "zephyr_version"), options, strict=True))
+    with pytest.raises(TinyrlError, match=sentence):
+        create(offloaded(tmp_path, per_channel), tmp_path / "project", "zephyr", chosen)
 
 
 # ---- names of each release ----

@@ -39,12 +39,23 @@ FUNCTIONS = {
 
 def since(functions: Iterable[str]) -> str:
     """The oldest release that has all of `functions`."""
-    return max((FUNCTIONS[name].since for name in functions), default="")
+    return max((FUNCTIONS[name].since for name in functions), key=numbers, default="")
+
+
+def numbers(release: str) -> tuple[int, ...]:
+    """(7, 0, 0) of 7.0.0, for comparisons."""
+    return tuple(map(int, release.split(".")))
 
 
 def sources(functions: Iterable[str]) -> tuple[str, ...]:
     """The files of a checkout that `functions` need."""
     return tuple(dict.fromkeys(path for name in functions for path in FUNCTIONS[name].sources))
+
+
+def groups(functions: Iterable[str]) -> tuple[str, ...]:
+    """The groups that `functions` need, as Zephyr's Kconfig calls them: FULLYCONNECTED, NNSUPPORT, ..."""
+    folders = (path.split("/")[1] for path in sources(functions))
+    return tuple(sorted({folder.removesuffix("Functions").upper() for folder in folders}))
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from tinyrl_tvm import __version__
+from tinyrl_tvm import __version__, cmsis_nn
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.interface import Interface, Vectors
 from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.project.folder import PROJECT_FILE, PROJECT_FORMAT, Project, load
 from tinyrl_tvm.project.platforms import PLATFORMS, Platform, platform_named
-from tinyrl_tvm.project.platforms.platform import Layout, Options
+from tinyrl_tvm.project.platforms.platform import ANY_RELEASE, Layout, Options
 from tinyrl_tvm.project.templates import filled_templates
 from tinyrl_tvm.targets import TARGETS
 
@@ -64,9 +64,7 @@ def _refuse_to_overwrite(folder: Path, force: bool) -> None:
 def _project_files(library: ModelLibrary, platform: Platform, options: Options) -> dict[str, bytes]:
     interface = Interface.of(library)
     _refuse_another_core(interface, platform, options)
-    if interface.cmsis_nn and not platform.builds_cmsis_nn:
-        able = ", ".join(other.name for other in PLATFORMS.values() if other.builds_cmsis_nn)
-        raise TinyrlError(f"the library calls CMSIS-NN, which '{platform.name}' does not build; have: {able}")
+    _refuse_missing_cmsis_nn(interface, platform, options)
     files = _policy_files(library, platform.layout)
     sources = [path for path in files if path.endswith((".c", ".S"))]
     files |= filled_templates(platform, options, interface, Vectors.of(library), sources)
@@ -89,6 +87,24 @@ def _refuse_another_core(interface: Interface, platform: Platform, options: Opti
             f"the library is compiled for '{interface.target}', {platform.place(options)} has a '{target}'; "
             f"compile the policy with --target {target}"
         )
+
+
+def _refuse_missing_cmsis_nn(interface: Interface, platform: Platform, options: Options) -> None:
+    needed, has = cmsis_nn.since(interface.cmsis_nn), platform.cmsis_nn(options)
+    if not needed or has == ANY_RELEASE:
+        return
+    able = [other.name for other in PLATFORMS.values() if other.cmsis_nn(other.complete({}))]
+    if not has and platform.name not in able:
+        raise TinyrlError(
+            f"the library calls CMSIS-NN, which '{platform.name}' does not build; have: {', '.join(able)}"
+        )
+    if not has:
+        raise TinyrlError(
+            f"the library calls CMSIS-NN, which '{platform.name}' does not build for {platform.place(options)}"
+        )
+    if cmsis_nn.numbers(has) < cmsis_nn.numbers(needed):
+        chosen = ", ".join(f"{name}={value}" for name, value in options.items())
+        raise TinyrlError(f"the library needs CMSIS-NN {needed}, '{platform.name}' with {chosen} comes with {has}")
 
 
 def _policy_files(library: ModelLibrary, layout: Layout) -> dict[str, bytes]:

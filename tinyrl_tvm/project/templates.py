@@ -28,7 +28,7 @@ def filled_templates(
 ) -> Iterator[tuple[str, bytes]]:
     """(path in the project, contents) of every template. A path may have holes as well."""
     templates = dict(_template_files(platform, options))
-    if interface.cmsis_nn:
+    if interface.cmsis_nn and platform.compiles_checkout:
         templates |= {str(path): file for path, file in _files_below(ROOT.joinpath("cmsis_nn"), PurePosixPath())}
     holes = _holes(interface, vectors, sources) | platform.holes(options, list(templates))
     for path, template in templates.items():
@@ -51,6 +51,7 @@ def _holes(interface: Interface, vectors: Vectors, sources: list[str]) -> dict[s
         "sources": sources,
         "cmsis_nn_since": cmsis_nn.since(interface.cmsis_nn),
         "cmsis_nn_sources": cmsis_nn.sources(interface.cmsis_nn),
+        "cmsis_nn_groups": cmsis_nn.groups(interface.cmsis_nn),
         "observations": observations.tolist(),
         "answers": answers.tolist(),
         "example_answer": answers[0].astype(answers.dtype.newbyteorder("<")).tobytes().hex(),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinyrl_tvm import __version__
-from tinyrl_tvm.project.platforms.platform import Option, Options, Platform
+from tinyrl_tvm.project.platforms.platform import ANY_RELEASE, Option, Options, Platform
 from tinyrl_tvm.targets import board_named
 
 # A device of the pack ARM::Cortex_DFP, and the board of QEMU that has its core and memory at the same addresses.
@@ -46,4 +46,5 @@ CMSIS = Platform(
     tools=lambda _: ("arm-none-eabi-gcc",),
     target=lambda options: board_named(CMSIS_DEVICES[options["device"]]).target,
     holes=_holes,
+    cmsis_nn=lambda _: ANY_RELEASE,
 )

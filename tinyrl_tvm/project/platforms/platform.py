@@ -11,6 +11,8 @@ from tinyrl_tvm.errors import TinyrlError, unknown_name
 
 Options = Mapping[str, str]
 
+ANY_RELEASE = "any"  # of CMSIS-NN: the user brings it
+
 REPLAY_FILES = ("console.c", "console.h", "replay.c", "replay.h", "vectors.c.jinja", "vectors.h.jinja")
 
 
@@ -51,8 +53,9 @@ class Platform:
     `command` is its own build tool, with holes as templates have them, `products` are what that leaves behind;
     `borrows` are other platforms' templates, and where they go. What the options decide are functions of them: `tools`
     of `toolchain.TOOLS` that build it, the compiler first; `target`, the core that the project is for, None when any will
-    do; `leaves_out`, folders of its templates; `holes` of its templates, also by their paths. `builds_cmsis_nn` tells that
-    it compiles what a library needs of CMSIS-NN.
+    do; `leaves_out`, folders of its templates; `holes` of its templates, also by their paths; `cmsis_nn`, the release of
+    CMSIS-NN that it builds with, "" for none. `compiles_checkout` tells that this is a checkout of the user's, of which it
+    compiles what a library needs.
     """
 
     name: str
@@ -62,7 +65,8 @@ class Platform:
     borrows: Mapping[str, str] = field(default_factory=dict)
     options: tuple[Option, ...] = ()
     command: tuple[str, ...] = ("make",)
-    builds_cmsis_nn: bool = False
+    compiles_checkout: bool = False
+    cmsis_nn: Callable[[Options], str] = lambda _: ""
     tools: Callable[[Options], tuple[str, ...]] = lambda _: ("cc",)
     target: Callable[[Options], str | None] = lambda _: None
     leaves_out: Callable[[Options], frozenset[str]] = lambda _: frozenset()

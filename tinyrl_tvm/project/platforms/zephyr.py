@@ -2,7 +2,8 @@
 """A module for Zephyr that any application can add, and an application around it.
 
 A release decides what boards are called and which module has Arm's headers. Source: Zephyr's release notes: boards got
-qualifiers in 3.7, mps3/an547 became mps3/corstone300/an547 in 4.0, native_sim came in 3.5, cmsis_6 is needed since 4.2.
+qualifiers in 3.7, mps3/an547 became mps3/corstone300/an547 in 4.0, native_sim came in 3.5, cmsis_6 is needed since 4.2, and
+CMSIS-NN was updated to 6.0.0 in 3.7. Its module has 7.0.0 since zephyr#85547, which the manifest of 4.2 names.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from tinyrl_tvm.project.platforms.platform import Layout, Option, Options, Platf
 
 RELEASES = ("3.4", "3.5", "3.6", "3.7", "4.0", "4.1", "4.2", "4.3", "4.4")
 
+NATIVE = "native"  # this machine, as Zephyr simulates it
+
 # Our name of a board: the release since which Zephyr calls it so.
 BOARD_NAMES: Mapping[str, Mapping[str, str]] = {
     "mps3-an547": {"3.4": "mps3_an547", "3.7": "mps3/an547", "4.0": "mps3/corstone300/an547"},
     "mps2-an521": {"3.4": "mps2_an521", "3.7": "mps2/an521/cpu0"},
     "qemu-cortex-m3": {"3.4": "qemu_cortex_m3"},
-    "native": {"3.4": "native_posix", "3.5": "native_sim"},
+    NATIVE: {"3.4": "native_posix", "3.5": "native_sim"},
 }
 # The cores that a library may be compiled for. None: any, in C; the AN521's first core has neither FPU nor DSP.
-TARGETS_OF_BOARDS = {"mps3-an547": "cortex-m55", "mps2-an521": None, "qemu-cortex-m3": "cortex-m3", "native": None}
+TARGETS_OF_BOARDS = {"mps3-an547": "cortex-m55", "mps2-an521": None, "qemu-cortex-m3": "cortex-m3", NATIVE: None}
 ARM_HEADERS = {"3.4": "cmsis", "4.2": "cmsis_6"}
+CMSIS_NN = {"3.4": "4.1.0", "3.7": "6.0.0", "4.2": "7.0.0"}
 
 
 def _since(names: Mapping[str, str], release: str) -> str:
@@ -38,9 +42,15 @@ def _holes(options: Options, _: Sequence[str]) -> dict[str, Any]:
         "release": release,
         "board": boards[options["board"]],
         "boards": list(boards.values()),
+        "cortex_m_boards": [name for board, name in boards.items() if board != NATIVE],
         "board_with_fpu": boards["mps3-an547"].replace("/", "_"),
         "arm_headers": _since(ARM_HEADERS, release),
     }
+
+
+def _cmsis_nn(options: Options) -> str:
+    """Its Kconfig depends on CPU_CORTEX_M."""
+    return "" if options["board"] == NATIVE else _since(CMSIS_NN, options["zephyr_version"])
 
 
 ZEPHYR = Platform(
@@ -56,4 +66,5 @@ ZEPHYR = Platform(
     tools=lambda _: ("west",),
     target=lambda options: TARGETS_OF_BOARDS[options["board"]],
     holes=_holes,
+    cmsis_nn=_cmsis_nn,
 )
