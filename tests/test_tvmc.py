@@ -114,6 +114,14 @@ def test_every_cortex_m_has_cmsis_nn(core: str) -> None:
         ("--executor-aot-interface-api=packed", "the library is called as C, through its header; have: c"),
         ("--executor-aot-unpacked-api=0", "there is no packed calling convention; have: 1, true, True"),
         ("--pass-config tir.usmp.enable=0", "nothing else gives the workspace; have: 1, true, True"),
+        ("--executor-aot-workspace-byte-alignment=32", "16 bytes are what there is; have: 1, 2, 4, 8, 16"),
+        ("--target-cmsis-nn-mattr=+nomve", "the name of a core says what it has"),
+        (
+            "--workspace-pools=sram",
+            "the workspace is one array, which TVMGEN_<NAME>_WORKSPACE puts into a section and <name>_predict_in takes from "
+            "its caller",
+        ),
+        ("--print-ir-after=[FuseOps]", "--dump-code relax,tir,c,asm writes every stage beside the library"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_in_one_sentence(words: str, why: str) -> None:
@@ -152,10 +160,31 @@ def test_a_target_that_makes_no_sense_is_refused_in_one_sentence(words: str) -> 
     assert refused(f"tinyrl-tvm compile policy.onnx --target {words}") == WRONG_TARGETS[words]
 
 
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        ("-O 3", "note: --opt-level=3 changes nothing: every pass always runs"),
+        (
+            "--desired-layout NHWC:HWIO",
+            "note: --desired-layout=NHWC:HWIO changes nothing: dense layers have no layout to",
+        ),
+        (
+            "--input-shapes 'obs:[1,5]'",
+            "note: --input-shapes=obs:[1,5] changes nothing: the file says its shapes, and one",
+        ),
+        ("--executor-aot-constant-byte-alignment=8", "parameters and workspace are aligned to 16 bytes"),
+    ],
+)
+def test_what_has_no_meaning_here_gets_a_note(words: str, note: str) -> None:
+    result = typed(f"tinyrl-tvm compile policy.onnx --target cortex-m55 {words}")
+    assert result.exit_code == 0
+    assert note in result.stderr
+
+
 def test_every_word_has_something_to_say() -> None:
     for word in (*OPTIONS.values(), *PASS_CONFIG.values()):
-        assert word.note or word.values
-        assert bool(word.refusal) == bool(word.values)
+        assert word.note or word.refusal
+        assert word.refusal or not word.values
 
 
 # ---- --dump-offloads ----

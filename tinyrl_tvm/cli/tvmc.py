@@ -26,13 +26,23 @@ YES, NO = ("1", "true", "True"), ("0", "false", "False")
 
 @dataclass(frozen=True)
 class Word:
-    """An option of tvmc: the values that can be honoured, none for any; what is said of one that changes nothing, and why
-    others are refused."""
+    """An option of tvmc: the values that can be honoured, what is said of one that changes nothing, and why others are
+    refused. Without values it is always refused, and without a refusal never."""
 
     values: tuple[str, ...] = ()
     note: str = ""
     refusal: str = ""
 
+
+_ALIGNED = (
+    ("1", "2", "4", "8", "16"),
+    "parameters and workspace are aligned to 16 bytes",
+    "16 bytes are what there is",
+)
+_ONE_WORKSPACE = (
+    "the workspace is one array, which TVMGEN_<NAME>_WORKSPACE puts into a section and <name>_predict_in takes from its "
+    "caller"
+)
 
 OPTIONS = {
     "runtime": Word(
@@ -45,7 +55,38 @@ OPTIONS = {
     "executor-aot-link-params": Word(YES, refusal="the parameters are always constants of the library"),
     "output-format": Word(("mlf",), refusal="a model library is what 'micro create' and 'run' read"),
     "opt-level": Word(("0", "1", "2", "3"), "every pass always runs", "tvmc's levels are these"),
+    "executor-aot-workspace-byte-alignment": Word(*_ALIGNED),
+    "executor-aot-constant-byte-alignment": Word(*_ALIGNED),
+    "target-cmsis-nn-mattr": Word(refusal="the name of a core says what it has"),
+    "target-cmsis-nn-debug_last_error": Word(
+        NO, "a kernel that fails is a status of predict", "there is no last error"
+    ),
+    "target-c-march": Word(refusal="the name of a core says what it has, as in --target-c-mcpu"),
+    "cross-compiler": Word(note="no library is linked here; a project's own build calls a compiler"),
+    "cross-compiler-options": Word(note="no library is linked here; a project's own build calls a compiler"),
+    "desired-layout": Word(note="dense layers have no layout to choose"),
+    "desired-layout-ops": Word(note="dense layers have no layout to choose"),
+    "disabled-pass": Word(refusal="no pass can be left out"),
+    "print-ir-before": Word(refusal="--dump-code relax,tir,c,asm writes every stage beside the library"),
+    "print-ir-after": Word(refusal="--dump-code relax,tir,c,asm writes every stage beside the library"),
+    "input-shapes": Word(note="the file says its shapes, and one observation is answered at a time"),
+    "model-format": Word(("onnx",), refusal="a policy is an ONNX file"),
+    "workspace-pools": Word(refusal=_ONE_WORKSPACE),
+    "workspace-pools-targets": Word(refusal=_ONE_WORKSPACE),
+    "workspace-pools-size-hint-bytes": Word(refusal=f"{_ONE_WORKSPACE}, --ram bounds it"),
+    **{
+        f"workspace-pools-{fact}": Word(refusal=_ONE_WORKSPACE)
+        for fact in (
+            "clock-frequency-hz",
+            "read-bandwidth-bytes-per-cycle",
+            "write-bandwidth-bytes-per-cycle",
+            "read-latency-cycles",
+            "write-latency-cycles",
+            "target-burst-bytes",
+        )
+    },
 }
+SHORT = {"opt-level": "-O"}
 PASS_CONFIG = {
     "tir.usmp.enable": Word(YES, "the workspace is always planned by the compiler", "nothing else gives the workspace"),
     "tir.usmp.algorithm": Word(
@@ -64,7 +105,7 @@ PASS_CONFIG = {
 def tvmc_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of OPTIONS, `--pass-config` and the targets' own, for a verb that takes them as `**tvmc`."""
     for name in (*(f"target-{kind}-mcpu" for kind in KINDS), *OPTIONS):
-        command = click.option(f"--{name}", hidden=True)(command)
+        command = click.option(*([SHORT[name]] if name in SHORT else []), f"--{name}", hidden=True)(command)
     return click.option("--pass-config", multiple=True, hidden=True)(command)
 
 
@@ -125,6 +166,7 @@ def _configurations(given: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _note(option: str, word: Word, value: str) -> str:
-    if word.values and value not in word.values:
-        raise TinyrlError(f"{option}={value} cannot be honoured: {word.refusal}; have: {', '.join(word.values)}")
+    if word.refusal and value not in word.values:
+        have = f"; have: {', '.join(word.values)}" if word.values else ""
+        raise TinyrlError(f"{option}={value} cannot be honoured: {word.refusal}{have}")
     return f"{option}={value} changes nothing: {word.note}" if word.note else ""
