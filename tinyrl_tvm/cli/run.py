@@ -20,12 +20,19 @@ if TYPE_CHECKING:
     from tinyrl_tvm.project import Project
 
 DEVICES = ("cpu", "micro")
-_LOOP_OPTIONS = {
+_LOOP_ALONE = {
     "environment": "--env",
     "episodes": "--episodes",
     "control_hz": "--control-hz",
     "noise": "--noise",
     "policy": "--policy",
+}
+_NEVER_IN_A_LOOP = {
+    "inputs": "-i",
+    "print_time": "--print-time",
+    "profile": "--profile",
+    "rpc_tracker": "--rpc-tracker",
+    "rpc_key": "--rpc-key",
 }
 ROWS_NAMED = 5  # of observations that were refused
 
@@ -35,8 +42,10 @@ ROWS_NAMED = 5  # of observations that were refused
 @click.option("--device", metavar="cpu|micro", help="Default: micro for a folder, cpu for a library.")
 @click.option("-i", "--inputs", type=click.Path(path_type=Path), help="Observations, .npz. Default: the test vectors.")
 @click.option("-o", "--outputs", type=click.Path(path_type=Path), help="Write the answers, .npz with one array action.")
-@click.option("--print-time", is_flag=True, help="Also take the wall time, on this machine.")
+@click.option("--print-time", is_flag=True, help="Also take the wall time; an emulator has none of its own.")
 @click.option("--profile", is_flag=True, help="Also say what each layer costs.")
+@click.option("--rpc-tracker", metavar="HOST:PORT", help="Run the project's firmware on a server of this tracker.")
+@click.option("--rpc-key", metavar="KEY", help="On one of its servers that have this key.")
 @click.option("--closed-loop", is_flag=True, help="Step --env on this machine, with the policy on the device.")
 @click.option("--env", "environment", metavar="ID", help="With --closed-loop: gymnasium's name, as CartPole-v1.")
 @click.option("--episodes", type=click.IntRange(1), default=20, show_default=True, help="With --closed-loop.")
@@ -62,6 +71,8 @@ def run_verb(
     outputs: Path | None,
     print_time: bool,
     profile: bool,
+    rpc_tracker: str | None,
+    rpc_key: str | None,
     closed_loop: bool,
     environment: str | None,
     episodes: int,
@@ -71,7 +82,7 @@ def run_verb(
     as_json: bool,
 ) -> None:
     """Run PATH: a model library on this machine (--device cpu), or a project's folder on its board (--device micro;
-    it is built first when it is not).
+    it is built first when it is not; with --rpc-tracker and --rpc-key the board is another machine's, see 'rpc-server').
 
     The policy takes raw observations, as the environment gives them. INPUTS holds one array an input, named as it and
     samples first; a single array may have any name. Every run also replays the library's test vectors: PARITY PASS
@@ -85,6 +96,7 @@ def run_verb(
       action_agreement                     of decisions: the fraction equal to the float policy's
       max_abs_error                        of continuous actions: the largest distance from the float policy's
       instructions_per_inference           instructions, never cycles or time
+      clock_hz, us_at_an_instruction_a_cycle   the emulated board's clock, and what follows from it: no measurement
       flash_bytes, ram_bytes, stack_bytes  the policy's alone
       wall_time_ns_median, _low, _high     with --print-time or --profile; the 10th and the 90th percentile
       profile                              with --profile: unit, inference, rest (in no layer), layers [{function, summary,
@@ -95,15 +107,8 @@ def run_verb(
       clock_hz, control_hz, deadline_misses
       nonzero_statuses, resets             answers with a status, times that the board began anew
     """
-    given = [name for name in _LOOP_OPTIONS if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
-    if given and not closed_loop:
-        raise TinyrlError(f"{_LOOP_OPTIONS[given[0]]} goes with --closed-loop")
-    for option, has_it in (("-i", inputs is not None), ("--print-time", print_time), ("--profile", profile)):
-        if closed_loop and has_it:
-            raise TinyrlError(f"{option} does not go with --closed-loop")
     device = _device(path, device)
-    if closed_loop and (device != "micro" or environment is None):
-        raise TinyrlError("--closed-loop takes a project's folder and --env, as in --env CartPole-v1")
+    _refuse_at_odds(ctx, device)
     if outputs is not None:
         refuse_unwritable(outputs, inputs, policy, path)
     if closed_loop:
@@ -112,7 +117,10 @@ def run_verb(
         return
     with progress() as begin:
         begin("build and run")
-        measured = (_on_cpu if device == "cpu" else _on_micro)(path, inputs, print_time, profile)
+        if device == "cpu":
+            measured = _on_cpu(path, inputs, print_time, profile)
+        else:
+            measured = _on_micro(path, inputs, print_time, profile, rpc_tracker, rpc_key)
     if outputs is not None:
         _write_actions(outputs, measured.actions)
     if as_json:
@@ -121,6 +129,20 @@ def run_verb(
         _say(measured, print_time)
     if measured.parity != "PASS":
         ctx.exit(1)
+
+
+def _refuse_at_odds(ctx: click.Context, device: str) -> None:
+    given = [name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    for name, option in (_LOOP_ALONE if "closed_loop" not in given else _NEVER_IN_A_LOOP).items():
+        if name in given:
+            goes = "goes" if "closed_loop" not in given else "does not go"
+            raise TinyrlError(f"{option} {goes} with --closed-loop")
+    if "closed_loop" in given and (device != "micro" or "environment" not in given):
+        raise TinyrlError("--closed-loop takes a project's folder and --env, as in --env CartPole-v1")
+    if ("rpc_tracker" in given) != ("rpc_key" in given):
+        raise TinyrlError("a farm takes both: --rpc-tracker HOST:PORT and --rpc-key KEY")
+    if "rpc_tracker" in given and device != "micro":
+        raise TinyrlError("--rpc-tracker goes with --device micro and a project's folder")
 
 
 def _device(path: Path, device: str | None) -> str:
@@ -147,7 +169,11 @@ def _on_cpu(path: Path, inputs: Path | None, timed: bool, profiled: bool) -> Mea
     return host.run(library, observations, timed=timed, profiled=profiled)
 
 
-def _on_micro(path: Path, inputs: Path | None, timed: bool, profiled: bool) -> Measurement:
+def _on_micro(
+    path: Path, inputs: Path | None, timed: bool, profiled: bool, rpc_tracker: str | None, rpc_key: str | None
+) -> Measurement:
+    import contextlib
+
     from tinyrl_tvm import project as projects
     from tinyrl_tvm.device import micro
     from tinyrl_tvm.device.observations import read_observations
@@ -156,8 +182,16 @@ def _on_micro(path: Path, inputs: Path | None, timed: bool, profiled: bool) -> M
     observations = read_observations(inputs, project.interface) if inputs else None
     if profiled:
         micro.refuse_unprofiled(project)  # before a build that may take long, or miss a tool
-    _build_unless_built(project)
-    return micro.run(project, observations, timed=timed, profiled=profiled)
+    if rpc_tracker is None or rpc_key is None:
+        _build_unless_built(project)
+        return micro.run(project, observations, timed=timed, profiled=profiled)
+
+    from tinyrl_tvm.device.farm import Farm
+
+    micro.refuse_without_firmware(project)
+    with contextlib.closing(Farm.at(rpc_tracker, rpc_key)) as farm:
+        _build_unless_built(project)
+        return micro.run(project, observations, timed=timed, profiled=profiled, farm=farm)
 
 
 def _build_unless_built(project: Project) -> None:
@@ -245,6 +279,8 @@ def _say(measured: Measurement, timed: bool) -> None:
         say(f"time per inference on this machine: {time.median_ns:,.1f} ns ({spread})")
     elif timed:
         say("time per inference: n/a (an emulator has no time of its own)")
+        if (period_us := measured.nominal_period_us) is not None:
+            say(f"at an instruction a cycle of the board's {measured.clock_hz:,} Hz: {period_us:,.2f} us per inference")
     _say_refused(measured.statuses)
     if measured.profile is not None:
         _say_profile(measured.profile)

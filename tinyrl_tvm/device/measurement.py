@@ -55,7 +55,8 @@ class Likeness:
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """One run: `actions` (n, n_actions) and `statuses` (n,) answer the observations given, else the test vectors."""
+    """One run: `actions` (n, n_actions) and `statuses` (n,) answer the observations given, else the test vectors.
+    `clock_hz` is the board's that is emulated, of which no time can be measured."""
 
     device: str
     actions: np.ndarray = field(repr=False)
@@ -63,6 +64,7 @@ class Measurement:
     vectors: Parity | None = None
     likeness: Likeness | None = None
     instructions_per_inference: float | None = None
+    clock_hz: int | None = None
     flash_bytes: int | None = None
     ram_bytes: int | None = None
     stack_bytes: int | None = None
@@ -77,6 +79,13 @@ class Measurement:
     def parity(self) -> str | None:
         return self.vectors.verdict if self.vectors else None
 
+    @property
+    def nominal_period_us(self) -> float | None:
+        """An inference's, if a clock cycle carried out an instruction: nobody's measurement."""
+        if self.instructions_per_inference is None or self.clock_hz is None:
+            return None
+        return 1e6 * self.instructions_per_inference / self.clock_hz
+
     def to_json(self) -> dict[str, Any]:
         """The keys that `--json` prints; actions go to a file, not here."""
         return {
@@ -90,6 +99,8 @@ class Measurement:
             "action_agreement": self.likeness.action_agreement if self.likeness else None,
             "max_abs_error": _finite(self.likeness.max_abs_error) if self.likeness else None,
             "instructions_per_inference": self.instructions_per_inference,
+            "clock_hz": self.clock_hz,
+            "us_at_an_instruction_a_cycle": self.nominal_period_us,
             "flash_bytes": self.flash_bytes,
             "ram_bytes": self.ram_bytes,
             "stack_bytes": self.stack_bytes,

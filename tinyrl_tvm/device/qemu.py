@@ -98,6 +98,7 @@ def run(
         vectors=parity,
         likeness=likeness,
         instructions_per_inference=report.instructions_per_inference,
+        clock_hz=board.clock_hz,
         flash_bytes=cost.flash_bytes if cost else None,
         ram_bytes=cost.ram_bytes if cost else None,
         stack_bytes=report.stack_bytes,
