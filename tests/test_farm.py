@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ import cloudpickle
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from policies import compile_model, dense_policy
 from test_project import cartpole
 
 from tinyrl_tvm.cli import cli
@@ -245,6 +247,25 @@ def stop(process: subprocess.Popen[str]) -> None:
         process.kill()
 
 
+def test_run_on_a_server_measures_what_it_measures_here(tracker: Tracker, serve, tmp_path: Path) -> None:
+    serve("run", emulate, 1)
+    library = compile_model(dense_policy((4, 16, 2)), tmp_path).library
+    create(library, tmp_path / "project", "baremetal")
+    run = ("run", "--device", "micro", str(tmp_path / "project"), "--print-time", "--profile", "--json")
+    here, there = (
+        json.loads(CliRunner().invoke(cli, [*run, *farm], catch_exceptions=False).stdout)
+        for farm in ((), ("--rpc-tracker", str(tracker), "--rpc-key", "run"))
+    )
+    assert (here.pop("device"), there.pop("device")) == (
+        "qemu mps3-an547",
+        f"qemu mps3-an547 behind {tracker}, key 'run'",
+    )
+    assert here == there
+    assert here["parity"] == "PASS"
+    assert here["us_at_an_instruction_a_cycle"] == here["instructions_per_inference"] / 32
+    assert len(here["profile"]["layers"]) == 3
+
+
 # ---- what a user can get wrong ----
 
 
@@ -298,6 +319,24 @@ def sentence_of(*arguments: str) -> str:
     result = CliRunner().invoke(cli, arguments)
     assert (result.exit_code, result.stdout) == (1, ""), result.output
     return result.stderr
+
+
+def test_run_refuses_half_a_farm_and_what_no_server_can_run(tracker: Tracker, tmp_path: Path) -> None:
+    create(cartpole(target="host"), tmp_path / "host", "host")
+    create(cartpole(), tmp_path / "board", "baremetal")
+    farm = ("--rpc-tracker", str(tracker), "--rpc-key", "absent")
+    assert sentence_of("run", str(tmp_path / "board"), "--rpc-key", "m55") == (
+        "a farm takes both: --rpc-tracker HOST:PORT and --rpc-key KEY\n"
+    )
+    assert sentence_of("run", str(tmp_path / "host"), *farm) == (
+        "a project of 'host' does not run on a farm; have: baremetal, cmsis\n"
+    )
+    assert sentence_of("run", str(tmp_path / "board"), *farm).startswith(
+        "no server has the key 'absent' at the tracker"
+    )
+    loop = ("--closed-loop", "--env", "CartPole-v1")
+    assert sentence_of("run", str(tmp_path / "board"), *loop, *farm) == "--rpc-tracker does not go with --closed-loop\n"
+    assert not (tmp_path / "board" / "out").exists()
 
 
 def test_verbs_refuse_in_a_sentence(tracker: Tracker) -> None:

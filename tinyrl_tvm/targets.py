@@ -96,6 +96,11 @@ class Board:
         )
 
     @property
+    def clock_hz(self) -> int | None:
+        """Of the core, by which its ticks go; None where ticks are instructions, and the machine has no clock to speak of."""
+        return None if self.tick_hz == INSTRUCTIONS_HZ else self.tick_hz
+
+    @property
     def instructions_per_100_ticks(self) -> int:
         return 100 * INSTRUCTIONS_HZ // self.tick_hz
 

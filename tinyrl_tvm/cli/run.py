@@ -9,22 +9,30 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json
+from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json, say_table
 from tinyrl_tvm.errors import TinyrlError, unknown_name
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tinyrl_tvm.device.measurement import Measurement
+    from tinyrl_tvm.device.profile import Profile
     from tinyrl_tvm.project import Project
 
 DEVICES = ("cpu", "micro")
-_LOOP_OPTIONS = {
+_LOOP_ALONE = {
     "environment": "--env",
     "episodes": "--episodes",
     "control_hz": "--control-hz",
     "noise": "--noise",
     "policy": "--policy",
+}
+_NEVER_IN_A_LOOP = {
+    "inputs": "-i",
+    "print_time": "--print-time",
+    "profile": "--profile",
+    "rpc_tracker": "--rpc-tracker",
+    "rpc_key": "--rpc-key",
 }
 ROWS_NAMED = 5  # of observations that were refused
 
@@ -34,7 +42,10 @@ ROWS_NAMED = 5  # of observations that were refused
 @click.option("--device", metavar="cpu|micro", help="Default: micro for a folder, cpu for a library.")
 @click.option("-i", "--inputs", type=click.Path(path_type=Path), help="Observations, .npz. Default: the test vectors.")
 @click.option("-o", "--outputs", type=click.Path(path_type=Path), help="Write the answers, .npz with one array action.")
-@click.option("--print-time", is_flag=True, help="Also take the wall time, on this machine.")
+@click.option("--print-time", is_flag=True, help="Also take the wall time; an emulator has none of its own.")
+@click.option("--profile", is_flag=True, help="Also say what each layer costs.")
+@click.option("--rpc-tracker", metavar="HOST:PORT", help="Run the project's firmware on a server of this tracker.")
+@click.option("--rpc-key", metavar="KEY", help="On one of its servers that have this key.")
 @click.option("--closed-loop", is_flag=True, help="Step --env on this machine, with the policy on the device.")
 @click.option("--env", "environment", metavar="ID", help="With --closed-loop: gymnasium's name, as CartPole-v1.")
 @click.option("--episodes", type=click.IntRange(1), default=20, show_default=True, help="With --closed-loop.")
@@ -59,6 +70,9 @@ def run_verb(
     inputs: Path | None,
     outputs: Path | None,
     print_time: bool,
+    profile: bool,
+    rpc_tracker: str | None,
+    rpc_key: str | None,
     closed_loop: bool,
     environment: str | None,
     episodes: int,
@@ -68,7 +82,7 @@ def run_verb(
     as_json: bool,
 ) -> None:
     """Run PATH: a model library on this machine (--device cpu), or a project's folder on its board (--device micro;
-    it is built first when it is not).
+    it is built first when it is not; with --rpc-tracker and --rpc-key the board is another machine's, see 'rpc-server').
 
     The policy takes raw observations, as the environment gives them. INPUTS holds one array an input, named as it and
     samples first; a single array may have any name. Every run also replays the library's test vectors: PARITY PASS
@@ -82,22 +96,19 @@ def run_verb(
       action_agreement                     of decisions: the fraction equal to the float policy's
       max_abs_error                        of continuous actions: the largest distance from the float policy's
       instructions_per_inference           instructions, never cycles or time
+      clock_hz, us_at_an_instruction_a_cycle   the emulated board's clock, and what follows from it: no measurement
       flash_bytes, ram_bytes, stack_bytes  the policy's alone
-      wall_time_ns_median, _low, _high     with --print-time; the 10th and the 90th percentile
+      wall_time_ns_median, _low, _high     with --print-time or --profile; the 10th and the 90th percentile
+      profile                              with --profile: unit, inference, rest (in no layer), layers [{function, summary,
+                                           place, parameter_bytes, cost, share}]
     with --closed-loop, where OUTPUTS is a .csv with a row a step:
       device, environment, episodes, steps, returns [], float_returns [], mean_return, float_mean_return
       instructions_percentiles {}          of an inference: 50, 90, 99, 100
       clock_hz, control_hz, deadline_misses
       nonzero_statuses, resets             answers with a status, times that the board began anew
     """
-    given = [name for name in _LOOP_OPTIONS if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
-    if given and not closed_loop:
-        raise TinyrlError(f"{_LOOP_OPTIONS[given[0]]} goes with --closed-loop")
-    if closed_loop and (inputs is not None or print_time):
-        raise TinyrlError(f"{'--print-time' if inputs is None else '-i'} does not go with --closed-loop")
     device = _device(path, device)
-    if closed_loop and (device != "micro" or environment is None):
-        raise TinyrlError("--closed-loop takes a project's folder and --env, as in --env CartPole-v1")
+    _refuse_at_odds(ctx, device)
     if outputs is not None:
         refuse_unwritable(outputs, inputs, policy, path)
     if closed_loop:
@@ -106,7 +117,10 @@ def run_verb(
         return
     with progress() as begin:
         begin("build and run")
-        measured = _on_cpu(path, inputs, print_time) if device == "cpu" else _on_micro(path, inputs, print_time)
+        if device == "cpu":
+            measured = _on_cpu(path, inputs, print_time, profile)
+        else:
+            measured = _on_micro(path, inputs, print_time, profile, rpc_tracker, rpc_key)
     if outputs is not None:
         _write_actions(outputs, measured.actions)
     if as_json:
@@ -115,6 +129,20 @@ def run_verb(
         _say(measured, print_time)
     if measured.parity != "PASS":
         ctx.exit(1)
+
+
+def _refuse_at_odds(ctx: click.Context, device: str) -> None:
+    given = [name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    for name, option in (_LOOP_ALONE if "closed_loop" not in given else _NEVER_IN_A_LOOP).items():
+        if name in given:
+            goes = "goes" if "closed_loop" not in given else "does not go"
+            raise TinyrlError(f"{option} {goes} with --closed-loop")
+    if "closed_loop" in given and (device != "micro" or "environment" not in given):
+        raise TinyrlError("--closed-loop takes a project's folder and --env, as in --env CartPole-v1")
+    if ("rpc_tracker" in given) != ("rpc_key" in given):
+        raise TinyrlError("a farm takes both: --rpc-tracker HOST:PORT and --rpc-key KEY")
+    if "rpc_tracker" in given and device != "micro":
+        raise TinyrlError("--rpc-tracker goes with --device micro and a project's folder")
 
 
 def _device(path: Path, device: str | None) -> str:
@@ -130,7 +158,7 @@ def _device(path: Path, device: str | None) -> str:
     return device or ("micro" if path.is_dir() else "cpu")
 
 
-def _on_cpu(path: Path, inputs: Path | None, timed: bool) -> Measurement:
+def _on_cpu(path: Path, inputs: Path | None, timed: bool, profiled: bool) -> Measurement:
     from tinyrl_tvm.device import host
     from tinyrl_tvm.device.observations import read_observations
     from tinyrl_tvm.interface import Interface
@@ -138,18 +166,32 @@ def _on_cpu(path: Path, inputs: Path | None, timed: bool) -> Measurement:
 
     library = ModelLibrary.load(path)
     observations = read_observations(inputs, Interface.of(library)) if inputs else None
-    return host.run(library, observations, timed=timed)
+    return host.run(library, observations, timed=timed, profiled=profiled)
 
 
-def _on_micro(path: Path, inputs: Path | None, timed: bool) -> Measurement:
+def _on_micro(
+    path: Path, inputs: Path | None, timed: bool, profiled: bool, rpc_tracker: str | None, rpc_key: str | None
+) -> Measurement:
+    import contextlib
+
     from tinyrl_tvm import project as projects
     from tinyrl_tvm.device import micro
     from tinyrl_tvm.device.observations import read_observations
 
     project = projects.load(path)
     observations = read_observations(inputs, project.interface) if inputs else None
-    _build_unless_built(project)
-    return micro.run(project, observations, timed=timed)
+    if profiled:
+        micro.refuse_unprofiled(project)  # before a build that may take long, or miss a tool
+    if rpc_tracker is None or rpc_key is None:
+        _build_unless_built(project)
+        return micro.run(project, observations, timed=timed, profiled=profiled)
+
+    from tinyrl_tvm.device.farm import Farm
+
+    micro.refuse_without_firmware(project)
+    with contextlib.closing(Farm.at(rpc_tracker, rpc_key)) as farm:
+        _build_unless_built(project)
+        return micro.run(project, observations, timed=timed, profiled=profiled, farm=farm)
 
 
 def _build_unless_built(project: Project) -> None:
@@ -237,7 +279,22 @@ def _say(measured: Measurement, timed: bool) -> None:
         say(f"time per inference on this machine: {time.median_ns:,.1f} ns ({spread})")
     elif timed:
         say("time per inference: n/a (an emulator has no time of its own)")
+        if (period_us := measured.nominal_period_us) is not None:
+            say(f"at an instruction a cycle of the board's {measured.clock_hz:,} Hz: {period_us:,.2f} us per inference")
     _say_refused(measured.statuses)
+    if measured.profile is not None:
+        _say_profile(measured.profile)
+
+
+def _say_profile(profile: Profile) -> None:
+    def row(name: str, cost: float, n_bytes: int | str) -> tuple[object, ...]:
+        return name, f"{cost:,.1f}", f"{100 * profile.share(cost):.1f} %", n_bytes
+
+    layers = list(zip(profile.layers, profile.costs, strict=True))
+    rows = [row(layer.summary, cost, layer.parameter_bytes) for layer, cost in layers]
+    rows.append(row("all layers", sum(profile.costs), sum(layer.parameter_bytes for layer, _ in layers)))
+    rows.append(row("inference", profile.whole, ""))
+    say_table("layer by layer", ("layer", profile.unit, "share", "parameter bytes"), rows)
 
 
 def _say_refused(statuses: np.ndarray) -> None:

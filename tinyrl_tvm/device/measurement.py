@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyrl_tvm.interface import Interface, Vectors
+
+if TYPE_CHECKING:
+    from tinyrl_tvm.device.profile import Profile
 
 PASS, FAIL = "PASS", "FAIL"
 
@@ -52,7 +55,8 @@ class Likeness:
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """One run: `actions` (n, n_actions) and `statuses` (n,) answer the observations given, else the test vectors."""
+    """One run: `actions` (n, n_actions) and `statuses` (n,) answer the observations given, else the test vectors.
+    `clock_hz` is the board's that is emulated, of which no time can be measured."""
 
     device: str
     actions: np.ndarray = field(repr=False)
@@ -60,10 +64,12 @@ class Measurement:
     vectors: Parity | None = None
     likeness: Likeness | None = None
     instructions_per_inference: float | None = None
+    clock_hz: int | None = None
     flash_bytes: int | None = None
     ram_bytes: int | None = None
     stack_bytes: int | None = None
     wall_time: WallTime | None = None
+    profile: Profile | None = None
 
     def __post_init__(self) -> None:
         assert self.actions.ndim == 2
@@ -72,6 +78,13 @@ class Measurement:
     @property
     def parity(self) -> str | None:
         return self.vectors.verdict if self.vectors else None
+
+    @property
+    def nominal_period_us(self) -> float | None:
+        """An inference's, if a clock cycle carried out an instruction: nobody's measurement."""
+        if self.instructions_per_inference is None or self.clock_hz is None:
+            return None
+        return 1e6 * self.instructions_per_inference / self.clock_hz
 
     def to_json(self) -> dict[str, Any]:
         """The keys that `--json` prints; actions go to a file, not here."""
@@ -86,12 +99,15 @@ class Measurement:
             "action_agreement": self.likeness.action_agreement if self.likeness else None,
             "max_abs_error": _finite(self.likeness.max_abs_error) if self.likeness else None,
             "instructions_per_inference": self.instructions_per_inference,
+            "clock_hz": self.clock_hz,
+            "us_at_an_instruction_a_cycle": self.nominal_period_us,
             "flash_bytes": self.flash_bytes,
             "ram_bytes": self.ram_bytes,
             "stack_bytes": self.stack_bytes,
             "wall_time_ns_median": self.wall_time.median_ns if self.wall_time else None,
             "wall_time_ns_low": self.wall_time.low_ns if self.wall_time else None,
             "wall_time_ns_high": self.wall_time.high_ns if self.wall_time else None,
+            "profile": self.profile.to_json() if self.profile else None,
         }
 
 

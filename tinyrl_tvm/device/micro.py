@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -12,11 +13,22 @@ from tinyrl_tvm.device.measurement import Measurement
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.project import Project
 
+if TYPE_CHECKING:
+    from tinyrl_tvm.device.farm import Farm
+
 
 class Run(Protocol):
     """`timed` takes the wall time where that means something: on this machine and in node, not on an emulator."""
 
     def __call__(self, project: Project, observations: np.ndarray | None, *, timed: bool) -> Measurement: ...
+
+
+class RunProfiled(Protocol):
+    """`profiled` measures layer by layer as well."""
+
+    def __call__(
+        self, project: Project, observations: np.ndarray | None, *, timed: bool, profiled: bool
+    ) -> Measurement: ...
 
 
 RUNS: dict[str, Run] = {
@@ -26,6 +38,8 @@ RUNS: dict[str, Run] = {
     "wasm": node.run,
     "arduino": avr.run,
 }
+PROFILED: dict[str, RunProfiled] = {"host": host.run_project, "baremetal": qemu.run}
+ON_A_FARM = ("baremetal", "cmsis")  # a server runs a firmware as QEMU does here
 # Platforms whose own tool knows how to run what it built.
 BY_ITS_OWN_TOOL = {
     "esp-idf": "idf.py -C {folder}/{name}/examples/replay flash monitor",
@@ -33,8 +47,37 @@ BY_ITS_OWN_TOOL = {
 }
 
 
-def run(project: Project, observations: np.ndarray | None = None, *, timed: bool = False) -> Measurement:
+def run(
+    project: Project,
+    observations: np.ndarray | None = None,
+    *,
+    timed: bool = False,
+    profiled: bool = False,
+    farm: Farm | None = None,
+) -> Measurement:
+    """`farm` runs the firmware on one of its servers."""
     if project.platform in BY_ITS_OWN_TOOL:
         command = BY_ITS_OWN_TOOL[project.platform].format(folder=project.folder, name=project.library.name)
         raise TinyrlError(f"a project of '{project.platform}' is run by its own tool: {command}")
+    if farm is not None:
+        refuse_without_firmware(project)
+        measured = qemu.run(project, observations, timed=timed, profiled=profiled, emulate=farm.emulate)
+        return replace(measured, device=f"{measured.device} behind {farm.tracker}, key '{farm.key}'")
+    if profiled:
+        refuse_unprofiled(project)
+        return PROFILED[project.platform](project, observations, timed=timed, profiled=True)
     return RUNS[project.platform](project, observations, timed=timed)
+
+
+def refuse_unprofiled(project: Project) -> None:
+    """Raises TinyrlError for a platform that nobody can measure layer by layer."""
+    if project.platform not in PROFILED:
+        raise TinyrlError(
+            f"a project of '{project.platform}' cannot be measured layer by layer; have: {', '.join(PROFILED)}"
+        )
+
+
+def refuse_without_firmware(project: Project) -> None:
+    """Raises TinyrlError for a platform whose program no server of a farm can run."""
+    if project.platform not in ON_A_FARM:
+        raise TinyrlError(f"a project of '{project.platform}' does not run on a farm; have: {', '.join(ON_A_FARM)}")
