@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tinyrl_tvm.device.measurement import Measurement
+    from tinyrl_tvm.device.serial_line import Port
     from tinyrl_tvm.project import Project
 
 DEVICES = ("cpu", "micro")
@@ -26,6 +27,7 @@ _LOOP_OPTIONS = {
     "noise": "--noise",
     "policy": "--policy",
 }
+BAUD = 115200
 ROWS_NAMED = 5  # of observations that were refused
 
 
@@ -49,6 +51,8 @@ ROWS_NAMED = 5  # of observations that were refused
     type=click.Path(path_type=Path),
     help="With --closed-loop: the .onnx the library was compiled from, to play the same seeds in float.",
 )
+@click.option("--port", metavar="TTY", help="The board is at this serial port, as /dev/ttyACM0, and flashed.")
+@click.option("--baud", type=click.IntRange(1), default=BAUD, show_default=True, help="With --port.")
 @json_option
 @click.pass_context
 def run_verb(
@@ -65,6 +69,8 @@ def run_verb(
     control_hz: float | None,
     noise: float,
     policy: Path | None,
+    port: str | None,
+    baud: int,
     as_json: bool,
 ) -> None:
     """Run PATH: a model library on this machine (--device cpu), or a project's folder on its board (--device micro;
@@ -82,11 +88,12 @@ def run_verb(
       action_agreement                     of decisions: the fraction equal to the float policy's
       max_abs_error                        of continuous actions: the largest distance from the float policy's
       instructions_per_inference           instructions, never cycles or time
+      ticks_per_inference                  with --port: of the board's own counter
       flash_bytes, ram_bytes, stack_bytes  the policy's alone
       wall_time_ns_median, _low, _high     with --print-time; the 10th and the 90th percentile
     with --closed-loop, where OUTPUTS is a .csv with a row a step:
       device, environment, episodes, steps, returns [], float_returns [], mean_return, float_mean_return
-      instructions_percentiles {}          of an inference: 50, 90, 99, 100
+      instructions_percentiles {}          of an inference: 50, 90, 99, 100; with --port null, and ticks_percentiles {}
       clock_hz, control_hz, deadline_misses
       nonzero_statuses, resets             answers with a status, times that the board began anew
     """
@@ -96,17 +103,20 @@ def run_verb(
     if closed_loop and (inputs is not None or print_time):
         raise TinyrlError(f"{'--print-time' if inputs is None else '-i'} does not go with --closed-loop")
     device = _device(path, device)
+    board_port = _port(port, baud, device, ctx.get_parameter_source("baud") is not ParameterSource.DEFAULT)
     if closed_loop and (device != "micro" or environment is None):
         raise TinyrlError("--closed-loop takes a project's folder and --env, as in --env CartPole-v1")
     if outputs is not None:
         refuse_unwritable(outputs, inputs, policy, path)
     if closed_loop:
         assert environment is not None
-        _closed_loop(path, outputs, environment, episodes, noise, policy, control_hz, as_json)
+        _closed_loop(path, outputs, environment, episodes, noise, policy, control_hz, board_port, as_json)
         return
     with progress() as begin:
         begin("build and run")
-        measured = _on_cpu(path, inputs, print_time) if device == "cpu" else _on_micro(path, inputs, print_time)
+        measured = (
+            _on_cpu(path, inputs, print_time) if device == "cpu" else _on_micro(path, inputs, print_time, board_port)
+        )
     if outputs is not None:
         _write_actions(outputs, measured.actions)
     if as_json:
@@ -141,7 +151,19 @@ def _on_cpu(path: Path, inputs: Path | None, timed: bool) -> Measurement:
     return host.run(library, observations, timed=timed)
 
 
-def _on_micro(path: Path, inputs: Path | None, timed: bool) -> Measurement:
+def _port(path: str | None, baud: int, device: str, is_baud_given: bool) -> Port | None:
+    if path is None:
+        if is_baud_given:
+            raise TinyrlError("--baud goes with --port")
+        return None
+    from tinyrl_tvm.device.serial_line import Port
+
+    if device != "micro":
+        raise TinyrlError("--port goes with --device micro and a project's folder")
+    return Port(path, baud)
+
+
+def _on_micro(path: Path, inputs: Path | None, timed: bool, port: Port | None) -> Measurement:
     from tinyrl_tvm import project as projects
     from tinyrl_tvm.device import micro
     from tinyrl_tvm.device.observations import read_observations
@@ -149,7 +171,7 @@ def _on_micro(path: Path, inputs: Path | None, timed: bool) -> Measurement:
     project = projects.load(path)
     observations = read_observations(inputs, project.interface) if inputs else None
     _build_unless_built(project)
-    return micro.run(project, observations, timed=timed)
+    return micro.run(project, observations, timed=timed, port=port)
 
 
 def _build_unless_built(project: Project) -> None:
@@ -169,6 +191,7 @@ def _closed_loop(
     noise: float,
     policy: Path | None,
     control_hz: float | None,
+    port: Port | None,
     as_json: bool,
 ) -> None:
     from tinyrl_tvm import project as projects
@@ -181,7 +204,7 @@ def _closed_loop(
     with progress() as begin:
         begin("build and run")
         _build_unless_built(project)
-        loop = close_loop(project, environment, episodes=episodes, noise=noise, policy=policy)
+        loop = close_loop(project, environment, episodes=episodes, noise=noise, policy=policy, port=port)
     if outputs is not None:
         write_whole(outputs, loop.to_csv())
     if as_json:
@@ -194,11 +217,12 @@ def _closed_loop(
         ahead = sum(a >= b for a, b in zip(loop.returns, loop.float_returns, strict=True))
         say(f"float policy's mean return: {said['float_mean_return']:,.2f}; no worse in {ahead} of {episodes} episodes")
     counts = ", ".join(f"{'max' if p == 100 else f'p{p}'} {count:,.0f}" for p, count in loop.percentiles.items())
-    say(f"instructions per inference: {counts} (QEMU counts instructions, not time)")
+    qualified = "(QEMU counts instructions, not time)" if loop.unit == "instructions" else f"at {loop.clock_hz:,} Hz"
+    say(f"{loop.unit} per inference: {counts} {qualified}")
     if control_hz is not None:
         say(
             f"deadlines missed at {control_hz:g} Hz: {said['deadline_misses']:,} "
-            f"(at {loop.clock_hz:,} Hz and an instruction a clock cycle)"
+            f"(at {loop.clock_hz:,} Hz{' and an instruction a clock cycle' if loop.unit == 'instructions' else ''})"
         )
     if said["nonzero_statuses"]:
         say(f"nonzero status for {said['nonzero_statuses']:,} of {said['steps']:,} observations")
@@ -229,6 +253,8 @@ def _say(measured: Measurement, timed: bool) -> None:
         say(f"largest error against the float policy: {likeness.max_abs_error:.6g}")
     if (count := measured.instructions_per_inference) is not None:
         say(f"instructions per inference: {count:,.2f} (QEMU counts instructions, not time)")
+    if (ticks := measured.ticks_per_inference) is not None:
+        say(f"ticks per inference: {ticks:,.2f} (of the board's own counter)")
     for name, size in (("flash", measured.flash_bytes), ("RAM", measured.ram_bytes), ("stack", measured.stack_bytes)):
         if size is not None:
             say(f"{name}: {size:,} B")

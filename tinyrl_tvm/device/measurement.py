@@ -60,6 +60,7 @@ class Measurement:
     vectors: Parity | None = None
     likeness: Likeness | None = None
     instructions_per_inference: float | None = None
+    ticks_per_inference: float | None = None  # of a real board's own counter
     flash_bytes: int | None = None
     ram_bytes: int | None = None
     stack_bytes: int | None = None
@@ -86,6 +87,7 @@ class Measurement:
             "action_agreement": self.likeness.action_agreement if self.likeness else None,
             "max_abs_error": _finite(self.likeness.max_abs_error) if self.likeness else None,
             "instructions_per_inference": self.instructions_per_inference,
+            "ticks_per_inference": self.ticks_per_inference,
             "flash_bytes": self.flash_bytes,
             "ram_bytes": self.ram_bytes,
             "stack_bytes": self.stack_bytes,

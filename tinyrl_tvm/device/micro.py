@@ -7,8 +7,9 @@ from typing import Protocol
 
 import numpy as np
 
-from tinyrl_tvm.device import avr, host, node, qemu
+from tinyrl_tvm.device import avr, board, host, node, qemu
 from tinyrl_tvm.device.measurement import Measurement
+from tinyrl_tvm.device.serial_line import Port
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.project import Project
 
@@ -33,7 +34,12 @@ BY_ITS_OWN_TOOL = {
 }
 
 
-def run(project: Project, observations: np.ndarray | None = None, *, timed: bool = False) -> Measurement:
+def run(
+    project: Project, observations: np.ndarray | None = None, *, timed: bool = False, port: Port | None = None
+) -> Measurement:
+    """`port` is where the board is, when it is not an emulated one."""
+    if port is not None or project.options.get("link") == "uart":
+        return board.run(project, observations, port=port)
     if project.platform in BY_ITS_OWN_TOOL:
         command = BY_ITS_OWN_TOOL[project.platform].format(folder=project.folder, name=project.library.name)
         raise TinyrlError(f"a project of '{project.platform}' is run by its own tool: {command}")

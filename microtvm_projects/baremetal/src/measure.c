@@ -51,7 +51,7 @@ void measure_instructions(void)
 
     const uint64_t hundredths = (uint64_t)ticks * INSTRUCTIONS_PER_100_TICKS / (rounds * N_VECTORS);
     const uint32_t whole = (uint32_t)(hundredths / 100), rest = (uint32_t)(hundredths % 100);
-    console_text("instructions per inference: ");
+    console_text(COUNTED " per inference: ");
     console_unsigned(whole);
     console_text(rest < 10 ? ".0" : ".");
     console_unsigned(rest);

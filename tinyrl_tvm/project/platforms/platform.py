@@ -51,8 +51,8 @@ class Platform:
     `command` is its own build tool, with holes as templates have them, `products` are what that leaves behind;
     `borrows` are other platforms' templates, and where they go. What the options decide are functions of them: `tools`
     of `toolchain.TOOLS` that build it, the compiler first; `target`, the core that the project is for, None when any will
-    do; `leaves_out`, folders of its templates; `holes` of its templates, also by their paths. `builds_cmsis_nn` tells that
-    it compiles what a library needs of CMSIS-NN.
+    do; `leaves_out`, folders and files of its templates; `holes` of its templates, also by their paths. `builds_cmsis_nn`
+    tells that it compiles what a library needs of CMSIS-NN.
     """
 
     name: str
