@@ -170,11 +170,11 @@ def _on_micro(path: Path, inputs: Path | None, timed: bool, port: Port | None) -
 
     project = projects.load(path)
     observations = read_observations(inputs, project.interface) if inputs else None
-    _build_unless_built(project)
+    build_unless_built(project)
     return micro.run(project, observations, timed=timed, port=port)
 
 
-def _build_unless_built(project: Project) -> None:
+def build_unless_built(project: Project) -> None:
     from tinyrl_tvm import project as projects
 
     try:
@@ -203,7 +203,7 @@ def _closed_loop(
     board_of(project)
     with progress() as begin:
         begin("build and run")
-        _build_unless_built(project)
+        build_unless_built(project)
         loop = close_loop(project, environment, episodes=episodes, noise=noise, policy=policy, port=port)
     if outputs is not None:
         write_whole(outputs, loop.to_csv())

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinyrl_tvm import toolchain
-from tinyrl_tvm.project.platforms.platform import Option, Options, Platform
+from tinyrl_tvm.project.platforms.platform import Option, Options, Platform, flash_words
 from tinyrl_tvm.targets import ARCHITECTURES, BOARDS, TARGETS, board_named
 
 # What joins the firmware to the host, and the files that are for that alone; a serial line takes the board's driver too.
@@ -54,6 +54,7 @@ BAREMETAL = Platform(
     options=(
         Option("board", tuple(BOARDS), "mps3-an547", "the board to build for"),
         Option("link", tuple(LINKS), "semihosting", "what joins it to the host: a debugger, or a serial line"),
+        Option("flash_command", (), "", "what micro flash runs, as 'pyocd flash -t nrf51 {elf}'", check=flash_words),
     ),
     tools=lambda options: (board_named(options["board"]).architecture.compiler,),
     target=lambda options: board_named(options["board"]).target,
