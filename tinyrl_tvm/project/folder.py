@@ -65,6 +65,7 @@ def load(folder: Path) -> Project:
         chosen = platform.complete(options)
     except TinyrlError as error:
         raise TinyrlError(
-            f"'{path}' is of tinyrl-tvm {made_by}, this is {__version__}: {str(error).rstrip('.')}; create the project again with -f"
+            f"'{path}' is of tinyrl-tvm {made_by}, this is {__version__}: {str(error).rstrip('.')}; "
+            "create the project again with -f"
         ) from None
     return Project(folder, platform.name, chosen, ModelLibrary.load(folder / platform.layout.model))
