@@ -289,7 +289,7 @@ BEST = {"a": 1, "b": 2, "c": 0}
 class FakeBench:
     """Trials without a compiler: the firmware is an empty file in a folder with the trial's number."""
 
-    def __init__(self, board: Board, folder: Path, workers: Workers, timeout_s: float) -> None:
+    def __init__(self, board: Board, folder: Path, workers: Workers, timeout_s: float, link: str) -> None:
         self.folder = folder
 
     def build(self, number: int, task: Task, placed, module) -> Path:

@@ -67,6 +67,17 @@ class Architecture:
 
 
 @dataclass(frozen=True)
+class Uart:
+    """A serial line: `driver` is a file of the template baremetal/uart, `clock_hz` what its baud rate is divided from,
+    `pins` those of transmitter and receiver where they can be chosen."""
+
+    driver: str
+    address: int
+    clock_hz: int
+    pins: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class Board:
     """A board QEMU can emulate. Sizes in bytes; `tick_hz` is the rate of its tick counter under `-icount shift=0`,
     where an instruction takes a nanosecond."""
@@ -81,6 +92,7 @@ class Board:
     ram_origin: int
     ram_bytes: int
     tick_hz: int
+    uart: Uart
 
     def __post_init__(self) -> None:
         assert self.target in TARGETS
@@ -90,8 +102,8 @@ class Board:
     def emulator_arguments(self) -> tuple[str, ...]:
         """Of the emulator, less the firmware: an instruction a nanosecond, console and files by semihosting."""
         return (
-            *("-M", self.machine, *self.architecture.emulator_options, "-icount", "shift=0"),
-            *("-display", "none", "-monitor", "none", "-serial", "none"),
+            *self._machine_arguments,
+            *("-serial", "none"),
             *("-chardev", "stdio,id=console", "-semihosting-config", "enable=on,target=native,chardev=console"),
         )
 
@@ -99,6 +111,18 @@ class Board:
     def clock_hz(self) -> int | None:
         """Of the core, by which its ticks go; None where ticks are instructions, and the machine has no clock to speak of."""
         return None if self.tick_hz == INSTRUCTIONS_HZ else self.tick_hz
+
+    @property
+    def serial_emulator_arguments(self) -> tuple[str, ...]:
+        """Likewise, with the serial line as console and no debugger."""
+        return (*self._machine_arguments, "-serial", "stdio")
+
+    @property
+    def _machine_arguments(self) -> tuple[str, ...]:
+        return (
+            *("-M", self.machine, *self.architecture.emulator_options, "-icount", "shift=0"),
+            *("-display", "none", "-monitor", "none"),
+        )
 
     @property
     def instructions_per_100_ticks(self) -> int:
@@ -236,6 +260,7 @@ BOARDS = {
             ram_origin=0x2000_0000,  # DTCM
             ram_bytes=512 * KIB,
             tick_hz=32_000_000,
+            uart=Uart("cmsdk", 0x5930_3000, 25_000_000),  # as the secure state sees UART0
         ),
         Board(
             "mps2-an505",
@@ -248,6 +273,7 @@ BOARDS = {
             ram_origin=0x3800_0000,  # SSRAM2 and 3, likewise
             ram_bytes=4096 * KIB,
             tick_hz=20_000_000,
+            uart=Uart("cmsdk", 0x5020_0000, 20_000_000),  # likewise
         ),
         Board(
             "mps2-an500",
@@ -260,6 +286,7 @@ BOARDS = {
             ram_origin=0x2000_0000,
             ram_bytes=4096 * KIB,
             tick_hz=25_000_000,
+            uart=Uart("cmsdk", 0x4000_4000, 25_000_000),
         ),
         Board(
             "mps2-an386",
@@ -272,6 +299,7 @@ BOARDS = {
             ram_origin=0x2000_0000,
             ram_bytes=4096 * KIB,
             tick_hz=25_000_000,
+            uart=Uart("cmsdk", 0x4000_4000, 25_000_000),
         ),
         Board(
             "mps2-an385",
@@ -284,6 +312,7 @@ BOARDS = {
             ram_origin=0x2000_0000,
             ram_bytes=4096 * KIB,
             tick_hz=25_000_000,
+            uart=Uart("cmsdk", 0x4000_4000, 25_000_000),
         ),
         Board(
             "microbit",
@@ -296,6 +325,7 @@ BOARDS = {
             ram_origin=0x2000_0000,
             ram_bytes=16 * KIB,
             tick_hz=16_000_000,
+            uart=Uart("nrf51", 0x4000_2000, 16_000_000, pins=(24, 25)),  # to the interface chip on USB
         ),
         Board(
             "riscv32-virt",
@@ -308,6 +338,7 @@ BOARDS = {
             ram_origin=0x8040_0000,
             ram_bytes=400 * KIB,
             tick_hz=INSTRUCTIONS_HZ,  # minstret counts instructions themselves
+            uart=Uart("ns16550", 0x1000_0000, 3_686_400),
         ),
     )
 }

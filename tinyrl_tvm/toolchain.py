@@ -102,6 +102,14 @@ TOOLS = {
             "builds an Arduino sketch",
             optional=True,
         ),
+        Tool(
+            "arduino-cli",
+            ("arduino-cli",),
+            (),
+            "flashes an Arduino",
+            optional=True,
+            elsewhere="https://arduino.github.io/arduino-cli",
+        ),
         Tool("simavr", ("simavr",), ("simavr",), "emulates an Arduino with an AVR", optional=True),
         Tool(
             "cbuild",

@@ -7,7 +7,7 @@
 #define MAGIC_0 0xb1u
 #define MAGIC_1 0x7eu
 
-enum { HELLO = 0x01, ASK = 0x02, GREETED = 0x81, ANSWERED = 0x82, NOT_GREETED = 0x83 };
+enum { HELLO = 0x01, ASK = 0x02, REPORT = 0x03, GREETED = 0x81, ANSWERED = 0x82, NOT_GREETED = 0x83, REPORTED = 0x84 };
 
 typedef struct {
     uint8_t magic[2];
@@ -40,16 +40,19 @@ static union {
     uint8_t bytes[HEADER_BYTES + sizeof(policy_answer) + CRC_BYTES];
     struct {
         frame_header header;
-        union {
+        union { /* an answer is the longest: 3 words and an action at least */
             uint32_t sizes[3];
             policy_answer policy;
+            rpc_text text;
         } part;
     } frame;
 } answer;
 
-static uint32_t crc32(const uint8_t *bytes, size_t count)
+static int is_greeted;
+
+uint32_t rpc_crc(uint32_t crc, const uint8_t *bytes, size_t count)
 {
-    uint32_t crc = 0xffffffffu;
+    crc = ~crc;
     for (size_t i = 0; i < count; i++) {
         crc ^= bytes[i];
         for (int bit = 0; bit < 8; bit++) {
@@ -74,10 +77,11 @@ static size_t bytes_of_question(size_t have)
     if (have < HEADER_BYTES) {
         return HEADER_BYTES;
     }
-    if (header->kind == HELLO && header->length == 0) {
+    const int is_ours = header->version == RPC_VERSION;
+    if ((header->kind == HELLO || (header->kind == REPORT && is_ours)) && header->length == 0) {
         return HEADER_BYTES + CRC_BYTES;
     }
-    if (header->kind == ASK && header->version == RPC_VERSION && header->length == sizeof question.ask.observation) {
+    if (header->kind == ASK && is_ours && header->length == sizeof question.ask.observation) {
         return sizeof question.bytes;
     }
     return 0;
@@ -95,9 +99,12 @@ static int receive_question(void)
                 return 0;
             }
             have += received;
-        } else if (wanted != 0 && crc32(question.bytes, wanted - CRC_BYTES) == crc_at(question.bytes + wanted - CRC_BYTES)) {
+        } else if (wanted != 0 && rpc_crc(0, question.bytes, wanted - CRC_BYTES) == crc_at(question.bytes + wanted - CRC_BYTES)) {
             return 1;
         } else {
+            if (!is_greeted) {
+                rpc_stray(question.bytes[0]);
+            }
             have--;
             volatile uint8_t *byte = question.bytes; /* else it is the library's memmove, which would blur the size of the policy */
             for (size_t i = 0; i < have; i++) {
@@ -117,7 +124,7 @@ static int send_answer(uint8_t kind, size_t length)
     header->sequence = question.ask.header.sequence;
     header->length = (uint32_t)length;
     const size_t end = HEADER_BYTES + length;
-    const uint32_t crc = crc32(answer.bytes, end);
+    const uint32_t crc = rpc_crc(0, answer.bytes, end);
     for (size_t i = 0; i < CRC_BYTES; i++) {
         answer.bytes[end + i] = (uint8_t)(crc >> (8 * i));
     }
@@ -142,10 +149,30 @@ static void ask_policy(void)
     into->ticks = ticks[1] > ticks[0] ? ticks[1] - ticks[0] : 0;
 }
 
+/* Answers the question; returns how long the answer is, less what every frame has. */
+static size_t carry_out(uint8_t kind)
+{
+    static uint32_t inferences;
+    if (kind == REPORT) {
+        rpc_text printed;
+        ticks_stop(); /* the report has uses of its own for the counter */
+        rpc_report(&printed);
+        ticks_start();
+        answer.frame.part.text = printed;
+        return sizeof printed;
+    }
+    ask_policy();
+    answer.frame.part.policy.inferences = ++inferences;
+    return sizeof(policy_answer);
+}
+
 void rpc_serve(void)
 {
-    uint32_t inferences = 0, answered = 0;
-    int is_greeted = 0, has_answered = 0, is_gone = 0;
+    uint32_t answered = 0; /* its number; the answer is still in place */
+    uint8_t kind = ANSWERED;
+    size_t length = 0;
+    int has_answered = 0, is_gone = 0;
+    is_greeted = 0;
     ticks_start();
     while (!is_gone && receive_question()) {
         const frame_header *const header = &question.ask.header;
@@ -160,12 +187,12 @@ void rpc_serve(void)
             is_gone = send_answer(NOT_GREETED, 0);
         } else {
             if (!has_answered || header->sequence != answered) {
-                ask_policy();
-                answer.frame.part.policy.inferences = ++inferences;
+                kind = header->kind == REPORT ? REPORTED : ANSWERED;
+                length = carry_out(header->kind);
                 answered = header->sequence;
                 has_answered = 1;
             }
-            is_gone = send_answer(ANSWERED, sizeof(policy_answer));
+            is_gone = send_answer(kind, length);
         }
     }
     ticks_stop();

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tinyrl-tvm micro`: a model library becomes a project, a project becomes firmware."""
+"""`tinyrl-tvm micro`: a model library becomes a project, a project firmware, and firmware a board that is right."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tinyrl_tvm.cli.console import json_option, progress, say, say_json, say_table
+from tinyrl_tvm.cli.run import BAUD, build_unless_built
+
+if TYPE_CHECKING:
+    from tinyrl_tvm.device.measurement import Measurement
 
 PROJECT_OPTION = "--project-option"
 
@@ -43,7 +48,7 @@ def _list_options(ctx: click.Context, param: click.Parameter, wanted: bool) -> N
     from tinyrl_tvm.project import PLATFORMS
 
     rows = [
-        (platform.name, option.name, ", ".join(option.choices), option.default, option.help)
+        (platform.name, option.name, ", ".join(option.choices) or "any text", option.default, option.help)
         for platform in PLATFORMS.values()
         for option in platform.options
     ]
@@ -53,9 +58,9 @@ def _list_options(ctx: click.Context, param: click.Parameter, wanted: bool) -> N
     ctx.exit()
 
 
-@click.group("micro", short_help="Generate and build projects.")
+@click.group("micro", short_help="Generate, build, flash and test projects.")
 def micro_verb() -> None:
-    """Generate a project from a model library, and build it. `tinyrl-tvm run --device micro DIR` runs it."""
+    """From a model library to a project, to firmware, to a board that is right. `run --device micro DIR` asks it."""
 
 
 @micro_verb.command("create", cls=TakesProjectOptions)
@@ -83,7 +88,7 @@ def create_verb(folder: Path, library: Path, platform: str, force: bool, options
     from tinyrl_tvm.library import ModelLibrary
 
     project = projects.create(ModelLibrary.load(library), folder, platform, dict(options), force)
-    chosen = "".join(f", {name}={value}" for name, value in project.options.items())
+    chosen = "".join(f", {name}={value}" for name, value in project.options.items() if value)
     say(f"wrote '{folder}': {project.interface.name} for {project.platform}{chosen}")
     say(f"next: tinyrl-tvm micro build {folder}")
 
@@ -124,3 +129,77 @@ def build_verb(folder: Path, as_json: bool) -> None:
         say(f"flash: {cost.flash_bytes:,} B")
         say(f"RAM: {cost.ram_bytes:,} B")
     say(f"next: tinyrl-tvm run --device micro {folder}")
+
+
+@micro_verb.command("flash")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--port", metavar="TTY", help="Where the board is, as /dev/ttyACM0, for tools that want to be told.")
+def flash_verb(folder: Path, port: str | None) -> None:
+    """Flash the project in DIR, by the platform's own tool; it is built first when it is not.
+
+    For bare metal the tool is the project's option flash_command, as 'pyocd flash -t nrf51 {elf}'.
+    """
+    from tinyrl_tvm import project as projects
+
+    project = projects.load(folder)
+    with progress() as begin:
+        begin("build and flash")
+        build_unless_built(project)
+        command = projects.flash(project, port)
+    if command is None:
+        say(f"nothing to flash: 'tinyrl-tvm run --device micro {folder}' starts it")
+        if project.platform == "baremetal":
+            say("for a board that is not emulated: micro create --project-option 'flash_command=pyocd flash {elf}'")
+    else:
+        say(f"flashed by: {command}")
+        say(f"next: tinyrl-tvm micro test {folder}{f' --port {port}' if port else ''}")
+
+
+@micro_verb.command("test")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--port", metavar="TTY", help="The board is at this serial port, as /dev/ttyACM0, and flashed.")
+@click.option("--baud", type=click.IntRange(1), default=BAUD, show_default=True, help="With --port.")
+@json_option
+@click.pass_context
+def test_verb(ctx: click.Context, folder: Path, port: str | None, baud: int, as_json: bool) -> None:
+    """Build the project in DIR when it is not, and replay its test vectors on its board. Exit status 1 when one is wrong.
+
+    \b
+    --json: the keys of run
+    """
+    from tinyrl_tvm import project as projects
+    from tinyrl_tvm.device import micro
+    from tinyrl_tvm.device.serial_line import Port
+
+    project = projects.load(folder)
+    with progress() as begin:
+        begin("build and run")
+        build_unless_built(project)
+        measured = micro.run(project, port=Port(port, baud) if port else None)
+    if as_json:
+        say_json(measured.to_json())
+    else:
+        rows = [(check, said) for check, said in _checks(measured) if said is not None]
+        say_table(f"{project.interface.name} on {measured.device}", ("check", "result"), rows)
+    if measured.parity != "PASS":
+        ctx.exit(1)
+
+
+def _checks(measured: Measurement) -> Iterator[tuple[str, str | None]]:
+    """What was not measured is None."""
+
+    def number(value: float | None, unit: str) -> str | None:
+        return None if value is None else f"{value:,.{0 if isinstance(value, int) else 2}f} {unit}"
+
+    parity, likeness = measured.vectors, measured.likeness
+    yield "build", "done"
+    yield "parity", f"{parity.verdict} ({parity.right} of {parity.total})" if parity else None
+    agreement = likeness.action_agreement if likeness else None
+    yield "agreement with the float policy", number(None if agreement is None else 100 * agreement, "%")
+    error = likeness.max_abs_error if likeness else None
+    yield "largest error against the float policy", None if error is None else f"{error:.6g}"
+    yield "an inference", number(measured.instructions_per_inference, "instructions")
+    yield "an inference", number(measured.ticks_per_inference, "ticks")
+    yield "flash", number(measured.flash_bytes, "B")
+    yield "RAM", number(measured.ram_bytes, "B")
+    yield "stack", number(measured.stack_bytes, "B")

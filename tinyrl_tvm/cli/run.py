@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tinyrl_tvm.device.measurement import Measurement
     from tinyrl_tvm.device.profile import Profile
+    from tinyrl_tvm.device.serial_line import Port
     from tinyrl_tvm.project import Project
 
 DEVICES = ("cpu", "micro")
@@ -34,6 +35,8 @@ _NEVER_IN_A_LOOP = {
     "rpc_tracker": "--rpc-tracker",
     "rpc_key": "--rpc-key",
 }
+_NEVER_AT_A_PORT = {"profile": "--profile", "rpc_tracker": "--rpc-tracker", "rpc_key": "--rpc-key"}
+BAUD = 115200
 ROWS_NAMED = 5  # of observations that were refused
 
 
@@ -60,6 +63,8 @@ ROWS_NAMED = 5  # of observations that were refused
     type=click.Path(path_type=Path),
     help="With --closed-loop: the .onnx the library was compiled from, to play the same seeds in float.",
 )
+@click.option("--port", metavar="TTY", help="The board is at this serial port, as /dev/ttyACM0, and flashed.")
+@click.option("--baud", type=click.IntRange(1), default=BAUD, show_default=True, help="With --port.")
 @json_option
 @click.pass_context
 def run_verb(
@@ -79,6 +84,8 @@ def run_verb(
     control_hz: float | None,
     noise: float,
     policy: Path | None,
+    port: str | None,
+    baud: int,
     as_json: bool,
 ) -> None:
     """Run PATH: a model library on this machine (--device cpu), or a project's folder on its board (--device micro;
@@ -97,30 +104,32 @@ def run_verb(
       max_abs_error                        of continuous actions: the largest distance from the float policy's
       instructions_per_inference           instructions, never cycles or time
       clock_hz, us_at_an_instruction_a_cycle   the emulated board's clock, and what follows from it: no measurement
+      ticks_per_inference                  with --port: of the board's own counter
       flash_bytes, ram_bytes, stack_bytes  the policy's alone
       wall_time_ns_median, _low, _high     with --print-time or --profile; the 10th and the 90th percentile
       profile                              with --profile: unit, inference, rest (in no layer), layers [{function, summary,
                                            place, parameter_bytes, cost, share}]
     with --closed-loop, where OUTPUTS is a .csv with a row a step:
       device, environment, episodes, steps, returns [], float_returns [], mean_return, float_mean_return
-      instructions_percentiles {}          of an inference: 50, 90, 99, 100
+      instructions_percentiles {}          of an inference: 50, 90, 99, 100; with --port null, and ticks_percentiles {}
       clock_hz, control_hz, deadline_misses
       nonzero_statuses, resets             answers with a status, times that the board began anew
     """
     device = _device(path, device)
     _refuse_at_odds(ctx, device)
+    board_port = _port(port, baud)
     if outputs is not None:
         refuse_unwritable(outputs, inputs, policy, path)
     if closed_loop:
         assert environment is not None
-        _closed_loop(path, outputs, environment, episodes, noise, policy, control_hz, as_json)
+        _closed_loop(path, outputs, environment, episodes, noise, policy, control_hz, board_port, as_json)
         return
     with progress() as begin:
         begin("build and run")
         if device == "cpu":
             measured = _on_cpu(path, inputs, print_time, profile)
         else:
-            measured = _on_micro(path, inputs, print_time, profile, rpc_tracker, rpc_key)
+            measured = _on_micro(path, inputs, print_time, profile, rpc_tracker, rpc_key, board_port)
     if outputs is not None:
         _write_actions(outputs, measured.actions)
     if as_json:
@@ -143,6 +152,13 @@ def _refuse_at_odds(ctx: click.Context, device: str) -> None:
         raise TinyrlError("a farm takes both: --rpc-tracker HOST:PORT and --rpc-key KEY")
     if "rpc_tracker" in given and device != "micro":
         raise TinyrlError("--rpc-tracker goes with --device micro and a project's folder")
+    if "baud" in given and "port" not in given:
+        raise TinyrlError("--baud goes with --port")
+    if "port" in given and device != "micro":
+        raise TinyrlError("--port goes with --device micro and a project's folder")
+    for name, option in _NEVER_AT_A_PORT.items():
+        if name in given and "port" in given:
+            raise TinyrlError(f"{option} does not go with --port")
 
 
 def _device(path: Path, device: str | None) -> str:
@@ -158,6 +174,14 @@ def _device(path: Path, device: str | None) -> str:
     return device or ("micro" if path.is_dir() else "cpu")
 
 
+def _port(path: str | None, baud: int) -> Port | None:
+    if path is None:
+        return None
+    from tinyrl_tvm.device.serial_line import Port
+
+    return Port(path, baud)
+
+
 def _on_cpu(path: Path, inputs: Path | None, timed: bool, profiled: bool) -> Measurement:
     from tinyrl_tvm.device import host
     from tinyrl_tvm.device.observations import read_observations
@@ -170,7 +194,13 @@ def _on_cpu(path: Path, inputs: Path | None, timed: bool, profiled: bool) -> Mea
 
 
 def _on_micro(
-    path: Path, inputs: Path | None, timed: bool, profiled: bool, rpc_tracker: str | None, rpc_key: str | None
+    path: Path,
+    inputs: Path | None,
+    timed: bool,
+    profiled: bool,
+    rpc_tracker: str | None,
+    rpc_key: str | None,
+    port: Port | None,
 ) -> Measurement:
     import contextlib
 
@@ -183,18 +213,18 @@ def _on_micro(
     if profiled:
         micro.refuse_unprofiled(project)  # before a build that may take long, or miss a tool
     if rpc_tracker is None or rpc_key is None:
-        _build_unless_built(project)
-        return micro.run(project, observations, timed=timed, profiled=profiled)
+        build_unless_built(project)
+        return micro.run(project, observations, timed=timed, profiled=profiled, port=port)
 
     from tinyrl_tvm.device.farm import Farm
 
     micro.refuse_without_firmware(project)
     with contextlib.closing(Farm.at(rpc_tracker, rpc_key)) as farm:
-        _build_unless_built(project)
+        build_unless_built(project)
         return micro.run(project, observations, timed=timed, profiled=profiled, farm=farm)
 
 
-def _build_unless_built(project: Project) -> None:
+def build_unless_built(project: Project) -> None:
     from tinyrl_tvm import project as projects
 
     try:
@@ -211,6 +241,7 @@ def _closed_loop(
     noise: float,
     policy: Path | None,
     control_hz: float | None,
+    port: Port | None,
     as_json: bool,
 ) -> None:
     from tinyrl_tvm import project as projects
@@ -222,8 +253,8 @@ def _closed_loop(
     board_of(project)
     with progress() as begin:
         begin("build and run")
-        _build_unless_built(project)
-        loop = close_loop(project, environment, episodes=episodes, noise=noise, policy=policy)
+        build_unless_built(project)
+        loop = close_loop(project, environment, episodes=episodes, noise=noise, policy=policy, port=port)
     if outputs is not None:
         write_whole(outputs, loop.to_csv())
     if as_json:
@@ -236,11 +267,12 @@ def _closed_loop(
         ahead = sum(a >= b for a, b in zip(loop.returns, loop.float_returns, strict=True))
         say(f"float policy's mean return: {said['float_mean_return']:,.2f}; no worse in {ahead} of {episodes} episodes")
     counts = ", ".join(f"{'max' if p == 100 else f'p{p}'} {count:,.0f}" for p, count in loop.percentiles.items())
-    say(f"instructions per inference: {counts} (QEMU counts instructions, not time)")
+    qualified = "(QEMU counts instructions, not time)" if loop.unit == "instructions" else f"at {loop.clock_hz:,} Hz"
+    say(f"{loop.unit} per inference: {counts} {qualified}")
     if control_hz is not None:
         say(
             f"deadlines missed at {control_hz:g} Hz: {said['deadline_misses']:,} "
-            f"(at {loop.clock_hz:,} Hz and an instruction a clock cycle)"
+            f"(at {loop.clock_hz:,} Hz{' and an instruction a clock cycle' if loop.unit == 'instructions' else ''})"
         )
     if said["nonzero_statuses"]:
         say(f"nonzero status for {said['nonzero_statuses']:,} of {said['steps']:,} observations")
@@ -271,6 +303,8 @@ def _say(measured: Measurement, timed: bool) -> None:
         say(f"largest error against the float policy: {likeness.max_abs_error:.6g}")
     if (count := measured.instructions_per_inference) is not None:
         say(f"instructions per inference: {count:,.2f} (QEMU counts instructions, not time)")
+    if (ticks := measured.ticks_per_inference) is not None:
+        say(f"ticks per inference: {ticks:,.2f} (of the board's own counter)")
     for name, size in (("flash", measured.flash_bytes), ("RAM", measured.ram_bytes), ("stack", measured.stack_bytes)):
         if size is not None:
             say(f"{name}: {size:,} B")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json, say_table, tell
+from tinyrl_tvm.cli.run import BAUD
 from tinyrl_tvm.errors import TinyrlError, unknown_name
 from tinyrl_tvm.targets import TARGETS
 
@@ -38,7 +39,12 @@ TUNERS = ("xgb", "evolutionary", "random", "grid")
 )
 @click.option("--trials", type=int, default=256, show_default=True, help="Of all tasks; earlier records count.")
 @click.option("--tuner", metavar="|".join(TUNERS), default="xgb", show_default=True)
-@click.option("--device", default="qemu", show_default=True, metavar="qemu[:BOARD]", help="What to measure on.")
+@click.option(
+    "--device", default="qemu", show_default=True, metavar="qemu[:BOARD]|board[:BOARD]", help="What to measure on."
+)
+@click.option("--port", metavar="TTY", help="With --device board: where it is, as /dev/ttyACM0.")
+@click.option("--baud", type=click.IntRange(1), default=BAUD, show_default=True, help="With --device board.")
+@click.option("--flash-command", metavar="WORDS", help="With --device board: what flashes it, as 'pyocd flash {elf}'.")
 @click.option(
     "--tuning-records", metavar="FILE", type=click.Path(path_type=Path), help="Earlier records, to begin with."
 )
@@ -59,6 +65,9 @@ def tune_verb(
     trials: int,
     tuner: str,
     device: str,
+    port: str | None,
+    baud: int,
+    flash_command: str | None,
     tuning_records: Path | None,
     tasks: str | None,
     seed: int,
@@ -90,8 +99,14 @@ def tune_verb(
         from tinyrl_tvm.tune.session import Plan
         from tinyrl_tvm.tune.task import chosen
 
+        if device.partition(":")[0] != "board" and (port is not None or flash_command is not None):
+            raise TinyrlError("--port and --flash-command go with --device board")
         plan = Plan(trials, tuner, seed, timeout)
-        on = _device(device, target, rpc_tracker, rpc_key)
+        on = (
+            _flashed(device, target, port, baud, flash_command, rpc_tracker)
+            if device.partition(":")[0] == "board"
+            else _device(device, target, rpc_tracker, rpc_key)
+        )
         begin("compile")
         every = tuning.tasks_of_policy(
             policy, target=target, precision=precision, calibration=calibration, output=output
@@ -149,6 +164,21 @@ def _device(name: str, target: str, tracker: str | None, key: str | None) -> Dev
         raise TinyrlError("--rpc-tracker without a key; give the servers' --rpc-key too")
     farm = Farm.at(tracker, key)
     return Device(f"{name.partition(':')[0]} {board.name}", board, farm.emulate, farm.at_most, farm.servers, farm.close)
+
+
+def _flashed(name: str, target: str, port: str | None, baud: int, command: str | None, tracker: str | None) -> Device:
+    from tinyrl_tvm.device.devices import device_named
+    from tinyrl_tvm.device.serial_line import Port
+    from tinyrl_tvm.project.platforms.platform import flash_words
+    from tinyrl_tvm.tune.board import FlashedBoard
+    from tinyrl_tvm.tune.session import Device
+
+    if port is None or command is None or tracker is not None:
+        raise TinyrlError("--device board takes --port and --flash-command, and no --rpc-tracker")
+    flash_words(command)  # raises, where every trial would fail
+    board, _ = device_named(f"qemu{name.removeprefix('board')}", target)
+    flashed = FlashedBoard(Port(port, baud), command)
+    return Device(f"board {board.name}", board, flashed.emulate, at_a_time=1, link="uart")
 
 
 class _Bar:

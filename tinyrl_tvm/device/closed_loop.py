@@ -5,7 +5,7 @@
 
 Episode k starts from seed k and meets the noise of seed k, whoever acts: returns of device and float policy are paired.
 What an inference takes is counted in instructions. Emulators know no time: a deadline is judged as if the board's clock
-carried out an instruction a cycle.
+carried out an instruction a cycle. A real board counts ticks of that clock.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyrl_tvm.device.connection import Counters, board_of, connected
+from tinyrl_tvm.device.serial_line import Port
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.interface import Interface
 from tinyrl_tvm.project import Project
@@ -38,7 +39,7 @@ class Step:
     episode: int
     step: int
     reward: float
-    instructions: float
+    count: float
     status: int
     action: np.ndarray
     observation: np.ndarray
@@ -47,7 +48,7 @@ class Step:
 @dataclass(frozen=True, eq=False)
 class ClosedLoop:
     """`returns` of the device's episodes, `float_returns` of the float policy's from the same seeds when that was given.
-    `clock_hz` is the board's."""
+    `clock_hz` is the board's, `unit` what is counted: instructions, or ticks of that clock."""
 
     device: str
     environment: str
@@ -56,21 +57,23 @@ class ClosedLoop:
     clock_hz: int
     resets: int
     steps: list[Step] = field(repr=False)
+    unit: str = "instructions"
 
     @property
-    def instructions(self) -> np.ndarray:
-        return np.array([step.instructions for step in self.steps])
+    def counts(self) -> np.ndarray:
+        return np.array([step.count for step in self.steps])
 
     @property
     def percentiles(self) -> dict[int, float]:
-        """Of instructions, each one that was counted."""
-        return {p: float(np.percentile(self.instructions, p, method="higher")) for p in PERCENTILES}
+        """Of counts, each one that was taken."""
+        return {p: float(np.percentile(self.counts, p, method="higher")) for p in PERCENTILES}
 
     def deadline_misses(self, control_hz: float) -> int:
         """Steps whose inference would not end within a control period, at an instruction a clock cycle."""
-        return int(np.count_nonzero(self.instructions * control_hz > self.clock_hz))
+        return int(np.count_nonzero(self.counts * control_hz > self.clock_hz))
 
     def to_json(self, control_hz: float | None) -> dict[str, Any]:
+        percentiles = {str(p): count for p, count in self.percentiles.items()}
         return {
             "device": self.device,
             "environment": self.environment,
@@ -80,7 +83,8 @@ class ClosedLoop:
             "float_returns": self.float_returns,
             "mean_return": float(np.mean(self.returns)),
             "float_mean_return": None if self.float_returns is None else float(np.mean(self.float_returns)),
-            "instructions_percentiles": {str(p): count for p, count in self.percentiles.items()},
+            "instructions_percentiles": percentiles if self.unit == "instructions" else None,
+            "ticks_percentiles": percentiles if self.unit == "ticks" else None,
             "clock_hz": self.clock_hz,
             "control_hz": control_hz,
             "deadline_misses": None if control_hz is None else self.deadline_misses(control_hz),
@@ -94,24 +98,30 @@ class ClosedLoop:
         writer = csv.writer(text, lineterminator="\n")
         actions, observations = (len(row) for row in (self.steps[0].action, self.steps[0].observation))
         names = [f"action_{i}" for i in range(actions)] + [f"observation_{i}" for i in range(observations)]
-        writer.writerow(["episode", "step", "reward", "instructions", "status", *names])
+        writer.writerow(["episode", "step", "reward", self.unit, "status", *names])
         for s in self.steps:
             numbers = [*s.action.tolist(), *s.observation.tolist()]
-            writer.writerow([s.episode, s.step, s.reward, s.instructions, s.status, *numbers])
+            writer.writerow([s.episode, s.step, s.reward, s.count, s.status, *numbers])
         return text.getvalue().encode()
 
 
 def close_loop(
-    project: Project, environment: str, *, episodes: int, noise: float = 0.0, policy: Path | None = None
+    project: Project,
+    environment: str,
+    *,
+    episodes: int,
+    noise: float = 0.0,
+    policy: Path | None = None,
+    port: Port | None = None,
 ) -> ClosedLoop:
     """Play `episodes` on the device, and with the float policy in the .onnx `policy`. `noise` is the standard deviation
-    of what is added to every observation."""
+    of what is added to every observation, `port` where the board is when it is not an emulated one."""
     interface, board = project.interface, board_of(project)
     with made(environment, interface) as env:
         act_float = None if policy is None else float_policy(policy, project)
         steps: list[Step] = []
         returns = []
-        with connected(project) as device:
+        with connected(project, port=port) as device:
             for seed in range(episodes):
                 log: list[tuple[Counters, np.ndarray, np.ndarray]] = []
 
@@ -125,13 +135,14 @@ def close_loop(
                 rewards = _episode(env, ask, seed, noise)
                 returns.append(float(sum(rewards)))
                 for step, (reward, (counters, action, observation)) in enumerate(zip(rewards, log, strict=True)):
-                    instructions = counters.ticks * board.instructions_per_100_ticks / 100
-                    steps.append(Step(seed, step, reward, instructions, counters.status, action, observation))
+                    count = counters.ticks * (1 if port else board.instructions_per_100_ticks / 100)
+                    steps.append(Step(seed, step, reward, count, counters.status, action, observation))
             resets = device.resets
         float_returns = None
         if act_float is not None:
             float_returns = [float(sum(_episode(env, act_float, seed, noise))) for seed in range(episodes)]
-    return ClosedLoop(f"qemu {board.name}", environment, returns, float_returns, board.tick_hz, resets, steps)
+    name, unit = (f"{board.name} at {port.path}", "ticks") if port else (f"qemu {board.name}", "instructions")
+    return ClosedLoop(name, environment, returns, float_returns, board.tick_hz, resets, steps, unit)
 
 
 def made(environment: str, interface: Interface) -> gymnasium.Env:

@@ -11,10 +11,12 @@ so no observation is lost and none is asked twice.
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import struct
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +26,10 @@ import numpy as np
 
 from tinyrl_tvm import project as projects
 from tinyrl_tvm.device import frames
-from tinyrl_tvm.device.emulator import PipedFirmware
+from tinyrl_tvm.device.emulator import EmulatedSerial, PipedFirmware
 from tinyrl_tvm.device.frames import Frame, FrameReader
 from tinyrl_tvm.device.observations import observation_rows
+from tinyrl_tvm.device.serial_line import Port, SerialLine
 from tinyrl_tvm.errors import NoAnswer, TinyrlError
 from tinyrl_tvm.interface import Interface
 from tinyrl_tvm.project import Project
@@ -39,6 +42,9 @@ FIRST_PATIENCE_S = 0.1  # before a question is repeated; doubled each time, and 
 
 SIZES = struct.Struct("<III")
 COUNTERS = struct.Struct("<iII")
+TEXT = struct.Struct("<II")
+
+FAULT = re.compile(rb"^FAULT ([^\r\n]*)\r?\n", re.MULTILINE)
 
 
 class Stream(Protocol):
@@ -73,7 +79,7 @@ class Connection:
         self._timeout_s = timeout_s
         self._dtype = np.dtype(interface.action_dtype).newbyteorder("<")
         self._answer_bytes = COUNTERS.size + interface.n_actions * self._dtype.itemsize
-        self._reader = FrameReader(max(SIZES.size, self._answer_bytes))
+        self._reader = FrameReader(max(SIZES.size, TEXT.size, self._answer_bytes))
         self._sequence = secrets.randbits(
             32
         )  # not a number that an earlier host's answers, still on their way, may bear
@@ -86,15 +92,30 @@ class Connection:
         payload: np.ndarray = observation_rows(self.interface, observation).astype("<f4")
         if len(payload) != 1:
             raise TinyrlError(f"{len(payload)} observations at once; a device is asked one by one")
-        deadline = time.monotonic() + self._timeout_s
-        question = Frame(frames.ASK, self._next(), payload.tobytes())
-        while (answer := self._ask(question, deadline)).kind == frames.NOT_GREETED:
-            self.resets += 1
-            self._greet(deadline)
+        answer = self._ask_greeted(frames.ASK, payload.tobytes(), time.monotonic() + self._timeout_s)
         if answer.kind != frames.ANSWERED or len(answer.payload) != self._answer_bytes:
             raise self._stranger()
         action = np.frombuffer(answer.payload, self._dtype, offset=COUNTERS.size)
         return action.astype(self.interface.action_dtype), Counters(*COUNTERS.unpack_from(answer.payload))
+
+    def report(self, timeout_s: float) -> str:
+        """What the program on the device prints of itself. A text that was damaged on its way is asked for again."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            answer = self._ask_greeted(frames.REPORT, b"", deadline)
+            if answer.kind != frames.REPORTED or len(answer.payload) != TEXT.size:
+                raise self._stranger()
+            length, crc = TEXT.unpack(answer.payload)
+            text = bytes(self._reader.passed_over[-length:]) if length else b""
+            if len(text) == length and zlib.crc32(text) == crc:
+                return text.decode(errors="replace")
+
+    def _ask_greeted(self, kind: int, payload: bytes, deadline: float) -> Frame:
+        question = Frame(kind, self._next(), payload)
+        while (answer := self._ask(question, deadline)).kind == frames.NOT_GREETED:
+            self.resets += 1
+            self._greet(deadline)
+        return answer
 
     def _greet(self, deadline: float) -> None:
         answer = self._ask(Frame(frames.HELLO, self._next()), deadline)
@@ -131,6 +152,8 @@ class Connection:
                     self._has_heard = True
                     if frame.sequence == question.sequence:
                         return frame
+                if fault := FAULT.search(self._reader.passed_over):
+                    raise TinyrlError(f"{self._stream.name} faulted: {fault[1].decode(errors='replace')}")
         if self._garbage_bytes and not self._has_heard:
             raise TinyrlError(
                 f"{self._stream.name} sent {self._garbage_bytes:,} bytes and no frame of the protocol in "
@@ -145,10 +168,25 @@ class Connection:
 
 
 @contextlib.contextmanager
-def connected(project: Project, timeout_s: float = TIMEOUT_S) -> Iterator[Connection]:
-    """The built project's firmware, running and greeted. Raises TinyrlError when that cannot be."""
+def connected(project: Project, timeout_s: float = TIMEOUT_S, port: Port | None = None) -> Iterator[Connection]:
+    """The built project's firmware, running and greeted: at `port` where it was flashed, else on an emulated board.
+    Raises TinyrlError when that cannot be."""
     board = board_of(project)
+    is_serial = project.options["link"] == "uart"
+    if port is not None:
+        if not is_serial:
+            raise TinyrlError(
+                f"the project in '{project.folder}' talks to a debugger, not over a serial port; create it with "
+                "--project-option link=uart"
+            )
+        with SerialLine(port) as line:
+            yield Connection(line, project.interface, timeout_s)
+        return
     firmware = projects.built(project).products[0]
+    if is_serial:
+        with EmulatedSerial(board, firmware) as emulated:
+            yield Connection(emulated, project.interface, timeout_s)
+        return
     with (
         tempfile.TemporaryDirectory(prefix="tinyrl-qemu-") as workspace,
         PipedFirmware(board, firmware, Path(workspace)) as stream,

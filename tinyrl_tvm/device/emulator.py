@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a firmware on a board that QEMU emulates, in a folder whose files it reads and writes by semihosting."""
+"""Run a firmware on a board that QEMU emulates, in a folder whose files it reads and writes by semihosting, or with
+its serial line as a stream."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -31,7 +33,7 @@ def emulate(board: Board, firmware: Path, folder: Path, timeout_s: float) -> str
     """On this machine's QEMU. Raises TinyrlError when the firmware faults, hangs or stops early."""
     try:
         done = subprocess.run(
-            _command(board, firmware),
+            _command(board, board.emulator_arguments, firmware),
             cwd=folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -63,7 +65,7 @@ class PipedFirmware:
             os.mkfifo(path)
         with (self._folder / "printed").open("wb") as printed:  # no pipe: nobody empties it while the firmware runs
             self._process = subprocess.Popen(
-                _command(self._board, self._firmware),
+                _command(self._board, self._board.emulator_arguments, self._firmware),
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
@@ -104,8 +106,60 @@ class PipedFirmware:
             raise _why_stopped(self._board, self._firmware, printed)
 
 
-def _command(board: Board, firmware: Path) -> list[str | Path]:
-    return [toolchain.find(board.architecture.emulator), *board.emulator_arguments, "-kernel", firmware]
+class EmulatedSerial:
+    """A firmware that talks over the serial line of an emulated board, while it runs in a `with`."""
+
+    def __init__(self, board: Board, firmware: Path) -> None:
+        self.name = f"'{firmware}' on {board.name}"
+        self._board, self._firmware = board, firmware
+
+    def __enter__(self) -> EmulatedSerial:
+        self._process = subprocess.Popen(
+            _command(self._board, self._board.serial_emulator_arguments, self._firmware),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,  # as in emulate()
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin, self._process.stdout
+        os.set_blocking(self._to.fileno(), False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
+
+    def send(self, data: bytes) -> None:
+        """Raises TinyrlError when the emulator is gone, or takes no more."""
+        while data:
+            try:
+                data = data[os.write(self._to.fileno(), data) :]
+            except BlockingIOError:
+                if not select.select([], [self._to], [], PIPE_TIMEOUT_S)[1]:
+                    raise NoAnswer(f"{self.name} takes no more questions; it hangs") from None
+            except BrokenPipeError:
+                raise self._gone() from None
+
+    def receive(self, timeout_s: float) -> bytes:
+        if not select.select([self._from], [], [], timeout_s)[0]:
+            return b""
+        received = os.read(self._from.fileno(), PIPE_BYTES)
+        if not received:
+            raise self._gone()
+        return received
+
+    def _gone(self) -> TinyrlError:
+        return TinyrlError(f"the emulator of {self.name} ended")
+
+
+def _command(board: Board, arguments: tuple[str, ...], firmware: Path) -> list[str | Path]:
+    return [toolchain.find(board.architecture.emulator), *arguments, "-kernel", firmware]
 
 
 def _why_stopped(board: Board, firmware: Path, printed: str, complaints: str = "") -> TinyrlError:

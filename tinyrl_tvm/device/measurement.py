@@ -65,6 +65,7 @@ class Measurement:
     likeness: Likeness | None = None
     instructions_per_inference: float | None = None
     clock_hz: int | None = None
+    ticks_per_inference: float | None = None  # of a real board's own counter
     flash_bytes: int | None = None
     ram_bytes: int | None = None
     stack_bytes: int | None = None
@@ -101,6 +102,7 @@ class Measurement:
             "instructions_per_inference": self.instructions_per_inference,
             "clock_hz": self.clock_hz,
             "us_at_an_instruction_a_cycle": self.nominal_period_us,
+            "ticks_per_inference": self.ticks_per_inference,
             "flash_bytes": self.flash_bytes,
             "ram_bytes": self.ram_bytes,
             "stack_bytes": self.stack_bytes,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from tinyrl_tvm.device import avr, host, node, qemu
+from tinyrl_tvm.device import avr, board, host, node, qemu
 from tinyrl_tvm.device.measurement import Measurement
+from tinyrl_tvm.device.serial_line import Port
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.project import Project
 
@@ -54,8 +55,11 @@ def run(
     timed: bool = False,
     profiled: bool = False,
     farm: Farm | None = None,
+    port: Port | None = None,
 ) -> Measurement:
-    """`farm` runs the firmware on one of its servers."""
+    """`farm` runs the firmware on one of its servers, `port` is where the board is that has it already."""
+    if port is not None or (farm is None and not profiled and project.options.get("link") == "uart"):
+        return board.run(project, observations, port=port)
     if project.platform in BY_ITS_OWN_TOOL:
         command = BY_ITS_OWN_TOOL[project.platform].format(folder=project.folder, name=project.library.name)
         raise TinyrlError(f"a project of '{project.platform}' is run by its own tool: {command}")
@@ -75,9 +79,16 @@ def refuse_unprofiled(project: Project) -> None:
         raise TinyrlError(
             f"a project of '{project.platform}' cannot be measured layer by layer; have: {', '.join(PROFILED)}"
         )
+    _refuse_uart(project, "cannot be measured layer by layer")
 
 
 def refuse_without_firmware(project: Project) -> None:
     """Raises TinyrlError for a platform whose program no server of a farm can run."""
     if project.platform not in ON_A_FARM:
         raise TinyrlError(f"a project of '{project.platform}' does not run on a farm; have: {', '.join(ON_A_FARM)}")
+    _refuse_uart(project, "does not run on a farm")
+
+
+def _refuse_uart(project: Project, why_not: str) -> None:
+    if project.options.get("link") == "uart":
+        raise TinyrlError(f"a project with link=uart {why_not}; create one with link=semihosting")

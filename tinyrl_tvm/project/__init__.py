@@ -8,14 +8,15 @@
     what was chosen at `create`          -> tinyrl_project.json, so that no later verb asks again
 
 `platforms` is a file a platform and a table of them all, `templates` fills the holes, `generate` writes the folder,
-`folder` reads it, `building` runs the platform's own build tool.
+`folder` reads it, `building` runs the platform's own build tool, `flashing` the one that flashes.
 """
 
 from tinyrl_tvm.project.building import BuiltProject, build, build_profile, built
+from tinyrl_tvm.project.flashing import flash
 from tinyrl_tvm.project.folder import PROJECT_FILE, Project, load
 from tinyrl_tvm.project.generate import create
 from tinyrl_tvm.project.platforms import PLATFORMS
 from tinyrl_tvm.project.templates import TEMPLATES
 
 __all__ = ["PLATFORMS", "PROJECT_FILE", "TEMPLATES", "BuiltProject", "Project"]
-__all__ += ["build", "build_profile", "built", "create", "load"]
+__all__ += ["build", "build_profile", "built", "create", "flash", "load"]

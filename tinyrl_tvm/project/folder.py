@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tinyrl_tvm import __version__
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.interface import Interface
 from tinyrl_tvm.library import ModelLibrary
@@ -51,6 +52,7 @@ def load(folder: Path) -> Project:
     try:
         record = json.loads(path.read_text())
         version, name, options = record["format"], record["platform"], dict(record["options"])
+        made_by = record.get("tinyrl_tvm")
     except (ValueError, KeyError, TypeError) as error:
         raise TinyrlError(f"'{path}' is damaged ({error!r}); create the project again with -f") from None
     if version != PROJECT_FORMAT:
@@ -58,5 +60,12 @@ def load(folder: Path) -> Project:
             f"'{path}' is of format {version!r}, this tinyrl-tvm reads {PROJECT_FORMAT}; "
             "create the project again with -f"
         )
-    platform = platform_named(name)
-    return Project(folder, platform.name, platform.complete(options), ModelLibrary.load(folder / platform.layout.model))
+    try:
+        platform = platform_named(name)
+        chosen = platform.complete(options)
+    except TinyrlError as error:
+        raise TinyrlError(
+            f"'{path}' is of tinyrl-tvm {made_by}, this is {__version__}: {str(error).rstrip('.')}; "
+            "create the project again with -f"
+        ) from None
+    return Project(folder, platform.name, chosen, ModelLibrary.load(folder / platform.layout.model))

@@ -60,12 +60,12 @@ def _holes(interface: Interface, vectors: Vectors, sources: list[str]) -> dict[s
 
 
 def _template_files(platform: Platform, options: Options) -> Iterator[tuple[str, Traversable]]:
-    """(path in the project, template), less the folders that the options leave out."""
+    """(path in the project, template), less the folders and files that the options leave out."""
     for borrowed, path in platform.borrowed.items():
         yield path, ROOT.joinpath(borrowed)
     left_out = platform.leaves_out(options)
     for below, template in _files_below(ROOT.joinpath(platform.name), PurePosixPath()):
-        if below.parts[0] not in left_out:
+        if below.parts[0] not in left_out and str(below) not in left_out:
             yield str(below), template
 
 

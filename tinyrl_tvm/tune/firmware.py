@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import threading
+import zlib
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -26,6 +27,7 @@ from schedules import kernels as k
 from tinyrl_tvm import project as projects
 from tinyrl_tvm import toolchain
 from tinyrl_tvm.device.emulator import Emulate
+from tinyrl_tvm.device.farm import Lost
 from tinyrl_tvm.device.workers import Died, Workers
 from tinyrl_tvm.emit import lower
 from tinyrl_tvm.emit.archive import archive
@@ -42,6 +44,7 @@ FUNCTION = "trial_kernel"
 MAX_ROWS = 32
 QUESTION_BYTES = 8192  # they lie in RAM, and the smallest board has 16 KiB
 
+TRIAL = re.compile(r"^trial (\d+)$", re.MULTILINE)
 VERDICT = re.compile(r"^wrong (\d+) of (\d+), overruns (\d+)$", re.MULTILINE)
 FIRST_WRONG = re.compile(r"^first wrong: (.*)$", re.MULTILINE)
 COUNT = re.compile(r"^hundredths (\d+)$", re.MULTILINE)
@@ -63,12 +66,15 @@ class Commands:
 class Bench:
     """Builds trials for one board, in one folder. Calls may come from several threads."""
 
-    def __init__(self, board: Board, folder: Path, workers: Workers, timeout_s: float) -> None:
+    def __init__(
+        self, board: Board, folder: Path, workers: Workers, timeout_s: float, link: str = "semihosting"
+    ) -> None:
         self.board, self.target = board, target_named(board.target)
         self._folder, self._workers, self._timeout_s = folder, workers, timeout_s
-        self._commands = _commands(board, folder / "board")
+        self._commands = _commands(board, folder / "board", link)
         self._exams: dict[Task, Exam] = {}
         self._harnesses: dict[str, Path] = {}
+        self._identities: dict[Path, int] = {}
         self._lock = threading.Lock()
 
     def build(self, number: int, task: Task, placed: PlacedKernel, module: Any) -> Path:
@@ -83,12 +89,16 @@ class Bench:
         stride = -(-length * ITEM_BYTES[dtype] // ALIGNMENT) * ALIGNMENT // ITEM_BYTES[dtype]
         data = {"questions": _padded(questions.questions, stride, length, dtype), "answers": questions.answers}
         data |= {parameter.name: parameter.values for parameter in placed.parameters}
+        identity = zlib.crc32(listing.encode())
+        for values in data.values():
+            identity = zlib.crc32(np.ascontiguousarray(values).tobytes(), identity)
         for name, values in data.items():
             np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tofile(sources / f"{name}.bin")
         (sources / "kernel.S").write_text(
             _template("trial.S.jinja").render(
                 summary=placed.summary,
                 listing=listing,
+                identity=identity,
                 arrays=[
                     {"name": name, "section": ".data", "flags": "aw"}
                     if name == "questions"
@@ -99,6 +109,7 @@ class Bench:
         )
         harness = self._harness(_header(placed, questions, stride))
         firmware = folder / "firmware.elf"
+        self._identities[firmware] = identity
         link = _replaced(self._commands.link, {"out/src/main.c.o": [str(sources / "kernel.S"), str(harness)]})
         self._run([*link, f"-Wa,-I{sources}", "-o", str(firmware)])
         return firmware
@@ -111,6 +122,9 @@ class Bench:
             raise
         except TinyrlError as error:
             raise Rejected(str(error).replace(f"'{firmware}' ", "")) from None
+        # a flasher may say that all went well, and an earlier trial still be there
+        if (said := TRIAL.search(printed)) and int(said[1]) != self._identities[firmware]:
+            raise Lost("the board runs another firmware than it was flashed with; look at the command that flashes it")
         return judge(printed)
 
     def _assembled(self, module: Any, options: LlvmOptions) -> str:
@@ -196,8 +210,9 @@ def _assembly(module: Any, target: str, options: LlvmOptions) -> str:
     return function_text(lower.assembly(renamed, target_named(target).tvm(options)), FUNCTION)
 
 
-def _commands(board: Board, folder: Path) -> Commands:
-    project = projects.create(_empty_library(target_named(board.target)), folder, "baremetal", {"board": board.name})
+def _commands(board: Board, folder: Path, link: str) -> Commands:
+    library = empty_library(target_named(board.target))
+    project = projects.create(library, folder, "baremetal", {"board": board.name, "link": link})
     projects.build(project)
     listing = subprocess.run(
         [toolchain.find("make"), "--no-print-directory", "-n", "-B", "out/firmware.elf"],
@@ -209,15 +224,15 @@ def _commands(board: Board, folder: Path) -> Commands:
     ).stdout
     lines = [tuple(shlex.split(line)) for line in listing.replace("\\\n", " ").splitlines()]
     (compile_main,) = (words for words in lines if "src/main.c" in words and "-c" in words)
-    (link,) = (words for words in lines if words[-1] == "out/firmware.elf" and "out/src/main.c.o" in words)
+    (link_firmware,) = (words for words in lines if words[-1] == "out/firmware.elf" and "out/src/main.c.o" in words)
     return Commands(
         project.folder,
         tuple(word for word in compile_main if word not in {"-MMD", "-MP"}),
-        tuple(word for word in link[:-2] if not word.startswith("-Wl,-Map")),
+        tuple(word for word in link_firmware[:-2] if not word.startswith("-Wl,-Map")),
     )
 
 
-def _empty_library(target: Target) -> Any:
+def empty_library(target: Target) -> Any:
     """The smallest policy there is: what a project needs so that the rest of it can be built."""
     limit: np.ndarray = np.ones(1, np.float32)
     kernel = place(k.Clamp(-limit, limit), target.kernels)

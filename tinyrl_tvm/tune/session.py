@@ -53,7 +53,8 @@ REASON_LENGTH = 200
 
 @dataclass(frozen=True)
 class Device:
-    """Where trials run: `emulate` on `board`, at most `at_a_time` of them; there were `number` to begin with."""
+    """Where trials run: `emulate` on `board`, at most `at_a_time` of them; there were `number` to begin with.
+    `link` is how their firmware talks."""
 
     name: str
     board: Board
@@ -61,10 +62,11 @@ class Device:
     at_a_time: int = field(default_factory=lambda: os.cpu_count() or 1)
     number: int = 1
     close: Callable[[], None] = lambda: None
+    link: str = "semihosting"
 
     @property
     def origin(self) -> Origin:
-        return Origin(self.board.target, self.name)
+        return Origin(self.board.target, self.name, "ticks" if self.link == "uart" else "instructions")
 
 
 @dataclass(frozen=True)
@@ -315,7 +317,7 @@ class Session:
 
         self._know_codes()
         model = parts.cost_model(self) if self.plan.tuner == "xgb" else None
-        bench = Bench(self.device.board, folder, workers, self.plan.timeout_s)
+        bench = Bench(self.device.board, folder, workers, self.plan.timeout_s, self.device.link)
         contexts = [parts.tune_context(self, task, self.searches[task.index]) for task in self.tasks]
         if model is not None:
             for task, context in zip(self.tasks, contexts, strict=True):

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "console.h"
-#include "semihosting.h"
+#include "host.h"
 
 #define CPACR (*(volatile uint32_t *)0xE000ED88u)
 #define CCR (*(volatile uint32_t *)0xE000ED14u)
@@ -65,7 +65,8 @@ __attribute__((used, noreturn)) void start(void)
 #if HAS_MPU
     guard_stack();
 #endif
-    semihosting_exit(main());
+    host_meet();
+    host_leave(main());
 }
 
 /* Enables what the core has before any code that may use it, and guards the stack's low end where it can. */
@@ -162,7 +163,7 @@ __attribute__((used, noreturn)) void report_fault(const uint32_t *frame)
         console_bytes(pc, sizeof pc);
     }
     console_text("\n");
-    semihosting_exit(1);
+    host_leave(1);
 }
 
 typedef void handler(void);

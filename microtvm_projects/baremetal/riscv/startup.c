@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "console.h"
-#include "semihosting.h"
+#include "host.h"
 
 /* From the linker script. */
 extern uint32_t data_start[], data_end[], bss_start[], bss_end[], stack_bottom[];
@@ -31,7 +31,8 @@ __attribute__((used, noreturn)) void start(void)
     for (volatile uint32_t *to = bss_start; to < bss_end; to++) {
         *to = 0;
     }
-    semihosting_exit(main());
+    host_meet();
+    host_leave(main());
 }
 
 /*
@@ -95,5 +96,5 @@ __attribute__((used, noreturn)) void report_trap(uint32_t cause, uint32_t pc, ui
     console_text(", pc 0x");
     console_bytes(bytes, sizeof bytes);
     console_text("\n");
-    semihosting_exit(1);
+    host_leave(1);
 }

@@ -59,7 +59,7 @@ void measure_instructions(void)
     ticks -= ticks_of_subject();
     ticks_stop();
 
-    console_text("instructions per inference: ");
+    console_text(COUNTED " per inference: ");
     console_instructions(ticks, rounds * N_VECTORS);
 }
 

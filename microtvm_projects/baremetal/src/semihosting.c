@@ -3,6 +3,7 @@
 
 #include "console.h"
 #include "core.h"
+#include "host.h"
 
 enum {
     SYS_OPEN = 0x01,
@@ -55,6 +56,15 @@ void semihosting_exit(int status)
     (void)core_semihosting(SYS_EXIT, status == 0 ? STOPPED_APPLICATION_EXIT : STOPPED_RUN_TIME_ERROR);
     for (;;) {
     }
+}
+
+void host_meet(void)
+{
+}
+
+void host_leave(int status)
+{
+    semihosting_exit(status);
 }
 
 /* A call to the debugger is slow, so text is sent a line at a time. */

@@ -42,6 +42,10 @@ ARDUINO = Platform(
     layout=Layout(code="src", flat=True, replay=REPLAY, model="extras/model.tar"),
     options=(Option("board", tuple(ARDUINO_BOARDS), "mega", "the board that micro build compiles the example for"),),
     command=("make", "-C", "extras"),
+    flash=(
+        *("arduino-cli", "upload", "{{ '-p' if port }}", "{{ port }}", "--fqbn", "{{ board.fqbn }}"),
+        *("--input-file", "extras/out/Replay.ino.hex"),
+    ),
     tools=lambda _: ("avr-gcc", "arduino-builder"),
     holes=_holes,
 )

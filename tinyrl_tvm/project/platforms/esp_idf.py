@@ -34,6 +34,7 @@ ESP_IDF = Platform(
     layout=Layout(code="{{name}}", replay=f"{EXAMPLE}/main", model="model.tar"),
     options=(Option("chip", tuple(CHIPS), "esp32c3", "the chip to build the example for"),),
     command=("idf.py", "-C", EXAMPLE, "build"),
+    flash=("idf.py", "-C", EXAMPLE, "{{ '-p' if port }}", "{{ port }}", "flash"),
     tools=lambda _: ("idf.py",),
     target=lambda options: CHIPS[options["chip"]],
     holes=_holes,

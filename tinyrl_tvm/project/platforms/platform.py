@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,14 +23,28 @@ def named(path: str, name: str) -> str:
     return path.replace("{{name}}", name)
 
 
+def flash_words(command: str) -> list[str]:
+    """A command that flashes, split as a shell would. Raises TinyrlError when it is none."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise TinyrlError(f"'{command}' is no command: {str(error).lower()}") from None
+    if not any("{elf}" in word for word in words[1:]):
+        raise TinyrlError(
+            f"'{command}' does not say where the firmware goes; put {{elf}} there, as in 'pyocd flash -t nrf51 {{elf}}'"
+        )
+    return words
+
+
 @dataclass(frozen=True)
 class Option:
-    """One `--project-option NAME=VALUE`."""
+    """One `--project-option NAME=VALUE`. Without `choices` any text that `check` does not refuse."""
 
     name: str
     choices: tuple[str, ...]
     default: str
     help: str
+    check: Callable[[str], object] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -51,13 +66,13 @@ class Layout:
 class Platform:
     """A way to build a project.
 
-    `command` is its own build tool, with holes as templates have them, `products` are what that leaves behind, `profile` what
-    it makes on demand to measure layer by layer, "" when it cannot;
-    `borrows` are other platforms' templates, and where they go. What the options decide are functions of them: `tools`
-    of `toolchain.TOOLS` that build it, the compiler first; `target`, the core that the project is for, None when any will
-    do; `leaves_out`, folders of its templates; `holes` of its templates, also by their paths; `cmsis_nn`, the release of
-    CMSIS-NN that it builds with, "" for none. `compiles_checkout` tells that this is a checkout of the user's, of which it
-    compiles what a library needs.
+    `command` is its own build tool, with holes as templates have them, `flash` likewise the one that flashes, less the
+    words that are empty where no port is given, `products` are what the first leaves behind, `profile` what it makes on
+    demand to measure layer by layer, "" when it cannot; `borrows` are other platforms' templates, and where they go. What the
+    options decide are functions of them: `tools` of `toolchain.TOOLS` that build it, the compiler first; `target`, the core
+    that the project is for, None when any will do; `leaves_out`, folders and files of its templates; `holes` of its
+    templates, also by their paths; `cmsis_nn`, the release of CMSIS-NN that it builds with, "" for none. `compiles_checkout`
+    tells that this is a checkout of the user's, of which it compiles what a library needs.
     """
 
     name: str
@@ -70,6 +85,7 @@ class Platform:
     command: tuple[str, ...] = ("make",)
     compiles_checkout: bool = False
     cmsis_nn: Callable[[Options], str] = lambda _: ""
+    flash: tuple[str, ...] = ()
     tools: Callable[[Options], tuple[str, ...]] = lambda _: ("cc",)
     target: Callable[[Options], str | None] = lambda _: None
     leaves_out: Callable[[Options], frozenset[str]] = lambda _: frozenset()
@@ -92,8 +108,10 @@ class Platform:
         for name, value in given.items():
             if name not in known:
                 raise self._unknown_option(name, known)
-            if value not in known[name].choices:
+            if known[name].choices and value not in known[name].choices:
                 raise unknown_name(name, value, known[name].choices)
+            if value != known[name].default:
+                known[name].check(value)
         return {name: given.get(name, option.default) for name, option in known.items()}
 
     def _unknown_option(self, name: str, known: Mapping[str, Option]) -> TinyrlError:

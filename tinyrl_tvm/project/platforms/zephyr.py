@@ -63,6 +63,7 @@ ZEPHYR = Platform(
         Option("zephyr_version", RELEASES, "4.4", "the release whose names of boards and modules are used"),
     ),
     command=("west", "build", "-b", "{{ board }}", "-d", "build", "app"),
+    flash=("west", "flash", "-d", "build"),
     tools=lambda _: ("west",),
     target=lambda options: TARGETS_OF_BOARDS[options["board"]],
     holes=_holes,
