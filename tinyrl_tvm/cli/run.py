@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json, say_table
+from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json, say_table, tell
 from tinyrl_tvm.errors import TinyrlError, unknown_name
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from tinyrl_tvm.device.closed_loop import ClosedLoop
     from tinyrl_tvm.device.measurement import Measurement
     from tinyrl_tvm.device.profile import Profile
     from tinyrl_tvm.project import Project
@@ -26,6 +28,8 @@ _LOOP_ALONE = {
     "control_hz": "--control-hz",
     "noise": "--noise",
     "policy": "--policy",
+    "ticks_ms": "--tick-ms",
+    "plot": "--plot",
 }
 _NEVER_IN_A_LOOP = {
     "inputs": "-i",
@@ -35,6 +39,21 @@ _NEVER_IN_A_LOOP = {
     "rpc_key": "--rpc-key",
 }
 ROWS_NAMED = 5  # of observations that were refused
+
+
+class Numbers(click.ParamType):
+    """Milliseconds: 20, or 5,10,20."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        try:
+            numbers = tuple(float(word) for word in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' are no ticks; give milliseconds, as 20 or 5,10,20", param, ctx)
+        if not all(math.isfinite(number) and number > 0 for number in numbers) or len(set(numbers)) != len(numbers):
+            self.fail(f"'{value}' are no ticks; give different milliseconds, as 20 or 5,10,20", param, ctx)
+        return numbers
 
 
 @click.command("run", short_help="Run a library on this machine, or a project on its board.")
@@ -60,6 +79,14 @@ ROWS_NAMED = 5  # of observations that were refused
     type=click.Path(path_type=Path),
     help="With --closed-loop: the .onnx the library was compiled from, to play the same seeds in float.",
 )
+@click.option(
+    "--tick-ms",
+    "ticks_ms",
+    type=Numbers(),
+    metavar="T,...",
+    help="With --closed-loop: ask the policy every T ms and hold its action; several are compared.",
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="With --closed-loop: draw it, .png or .svg.")
 @json_option
 @click.pass_context
 def run_verb(
@@ -79,6 +106,8 @@ def run_verb(
     control_hz: float | None,
     noise: float,
     policy: Path | None,
+    ticks_ms: tuple[float, ...] | None,
+    plot: Path | None,
     as_json: bool,
 ) -> None:
     """Run PATH: a model library on this machine (--device cpu), or a project's folder on its board (--device micro;
@@ -106,6 +135,8 @@ def run_verb(
       instructions_percentiles {}          of an inference: 50, 90, 99, 100
       clock_hz, control_hz, deadline_misses
       nonzero_statuses, resets             answers with a status, times that the board began anew
+      tick_ms, dt_ms, steps_per_action     with --tick-ms; sweep [] has all of these keys for every tick, the rest are
+                                           of the first
     """
     device = _device(path, device)
     _refuse_at_odds(ctx, device)
@@ -113,7 +144,12 @@ def run_verb(
         refuse_unwritable(outputs, inputs, policy, path)
     if closed_loop:
         assert environment is not None
-        _closed_loop(path, outputs, environment, episodes, noise, policy, control_hz, as_json)
+        if plot is not None:
+            from tinyrl_tvm.device.loop_plot import refuse_undrawable
+
+            refuse_undrawable(plot)
+            refuse_unwritable(plot, policy, path, outputs)
+        _closed_loop(path, outputs, plot, environment, episodes, noise, policy, ticks_ms, control_hz, as_json)
         return
     with progress() as begin:
         begin("build and run")
@@ -206,15 +242,17 @@ def _build_unless_built(project: Project) -> None:
 def _closed_loop(
     path: Path,
     outputs: Path | None,
+    plot: Path | None,
     environment: str,
     episodes: int,
     noise: float,
     policy: Path | None,
+    ticks_ms: tuple[float, ...] | None,
     control_hz: float | None,
     as_json: bool,
 ) -> None:
     from tinyrl_tvm import project as projects
-    from tinyrl_tvm.device.closed_loop import close_loop
+    from tinyrl_tvm.device.closed_loop import close_loop, to_csv
     from tinyrl_tvm.device.connection import board_of
     from tinyrl_tvm.library import write_whole
 
@@ -223,18 +261,31 @@ def _closed_loop(
     with progress() as begin:
         begin("build and run")
         _build_unless_built(project)
-        loop = close_loop(project, environment, episodes=episodes, noise=noise, policy=policy)
+        loops = [
+            close_loop(project, environment, episodes=episodes, noise=noise, policy=policy, tick_ms=tick_ms)
+            for tick_ms in ticks_ms or (None,)
+        ]
     if outputs is not None:
-        write_whole(outputs, loop.to_csv())
+        write_whole(outputs, to_csv(loops))
+    if plot is not None:
+        from tinyrl_tvm.device.loop_plot import draw
+
+        write_whole(plot, draw(loops, plot.suffix))
+    loop = loops[0]
     if as_json:
-        say_json(loop.to_json(control_hz))
+        sweep = [one.to_json(control_hz) for one in loops] if ticks_ms else []
+        say_json(loop.to_json(control_hz) | {"sweep": sweep})
         return
+    if ticks_ms:
+        _say_ticks(loops)
     said = loop.to_json(control_hz)
     say(f"device: {loop.device}, {environment}, {said['steps']:,} steps in {episodes:,} episodes")
     say(f"mean return: {said['mean_return']:,.2f}")
     if loop.float_returns is not None:
         ahead = sum(a >= b for a, b in zip(loop.returns, loop.float_returns, strict=True))
         say(f"float policy's mean return: {said['float_mean_return']:,.2f}; no worse in {ahead} of {episodes} episodes")
+    else:
+        say("float policy's mean return: n/a (a library carries no float policy; --policy FILE.onnx plays it)")
     counts = ", ".join(f"{'max' if p == 100 else f'p{p}'} {count:,.0f}" for p, count in loop.percentiles.items())
     say(f"instructions per inference: {counts} (QEMU counts instructions, not time)")
     if control_hz is not None:
@@ -244,6 +295,24 @@ def _closed_loop(
         )
     if said["nonzero_statuses"]:
         say(f"nonzero status for {said['nonzero_statuses']:,} of {said['steps']:,} observations")
+
+
+def _say_ticks(loops: list[ClosedLoop]) -> None:
+    rows = []
+    for loop in loops:
+        assert loop.tick_ms is not None
+        assert loop.dt_ms is not None
+        if loop.tick_ms < loop.dt_ms:
+            tell(
+                f"note: a tick of {loop.tick_ms:g} ms is shorter than a step of {loop.environment}, {loop.dt_ms:g} ms: "
+                "the policy is asked at every step"
+            )
+        mean, by_float = (
+            sum(returns) / len(returns) if returns else None for returns in (loop.returns, loop.float_returns)
+        )
+        period = f"{loop.steps_per_action} x {loop.dt_ms:g} ms"
+        rows.append((f"{loop.tick_ms:g}", period, f"{mean:,.2f}", "n/a" if by_float is None else f"{by_float:,.2f}"))
+    say_table("by tick", ("tick, ms", "an action is held for", "mean return", "float policy's"), rows)
 
 
 def _write_actions(path: Path, actions: np.ndarray) -> None:
