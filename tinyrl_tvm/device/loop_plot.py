@@ -60,6 +60,8 @@ def _tick(loop: ClosedLoop) -> str:
 
 
 def _returns(axes: Axes, loop: ClosedLoop) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     seeds = np.arange(len(loop.returns))
     if loop.float_returns is not None:
         axes.vlines(seeds, loop.float_returns, loop.returns, color="0.8", linewidth=1, zorder=1)
@@ -68,7 +70,7 @@ def _returns(axes: Axes, loop: ClosedLoop) -> None:
         )
     axes.scatter(seeds, loop.returns, s=14, color=DEVICE, label="device", zorder=2)
     axes.set(title=f"return{_tick(loop)}", xlabel="seed")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.15)
     axes.grid(axis="y", color="0.92")
     axes.set_axisbelow(True)
