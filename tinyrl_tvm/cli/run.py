@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json, say_table
+from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json, say_table, tell
 from tinyrl_tvm.errors import TinyrlError, unknown_name
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from tinyrl_tvm.device.closed_loop import ClosedLoop
     from tinyrl_tvm.device.measurement import Measurement
     from tinyrl_tvm.device.profile import Profile
     from tinyrl_tvm.device.serial_line import Port
@@ -27,6 +29,8 @@ _LOOP_ALONE = {
     "control_hz": "--control-hz",
     "noise": "--noise",
     "policy": "--policy",
+    "ticks_ms": "--tick-ms",
+    "plot": "--plot",
 }
 _NEVER_IN_A_LOOP = {
     "inputs": "-i",
@@ -38,6 +42,21 @@ _NEVER_IN_A_LOOP = {
 _NEVER_AT_A_PORT = {"profile": "--profile", "rpc_tracker": "--rpc-tracker", "rpc_key": "--rpc-key"}
 BAUD = 115200
 ROWS_NAMED = 5  # of observations that were refused
+
+
+class Numbers(click.ParamType):
+    """Milliseconds: 20, or 5,10,20."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        try:
+            numbers = tuple(float(word) for word in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' are no ticks; give milliseconds, as 20 or 5,10,20", param, ctx)
+        if not all(math.isfinite(number) and number > 0 for number in numbers) or len(set(numbers)) != len(numbers):
+            self.fail(f"'{value}' are no ticks; give different milliseconds, as 20 or 5,10,20", param, ctx)
+        return numbers
 
 
 @click.command("run", short_help="Run a library on this machine, or a project on its board.")
@@ -65,6 +84,14 @@ ROWS_NAMED = 5  # of observations that were refused
 )
 @click.option("--port", metavar="TTY", help="The board is at this serial port, as /dev/ttyACM0, and flashed.")
 @click.option("--baud", type=click.IntRange(1), default=BAUD, show_default=True, help="With --port.")
+@click.option(
+    "--tick-ms",
+    "ticks_ms",
+    type=Numbers(),
+    metavar="T,...",
+    help="With --closed-loop: ask the policy every T ms and hold its action; several are compared.",
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="With --closed-loop: draw it, .png or .svg.")
 @json_option
 @click.pass_context
 def run_verb(
@@ -86,6 +113,8 @@ def run_verb(
     policy: Path | None,
     port: str | None,
     baud: int,
+    ticks_ms: tuple[float, ...] | None,
+    plot: Path | None,
     as_json: bool,
 ) -> None:
     """Run PATH: a model library on this machine (--device cpu), or a project's folder on its board (--device micro;
@@ -114,6 +143,8 @@ def run_verb(
       instructions_percentiles {}          of an inference: 50, 90, 99, 100; with --port null, and ticks_percentiles {}
       clock_hz, control_hz, deadline_misses
       nonzero_statuses, resets             answers with a status, times that the board began anew
+      tick_ms, dt_ms, steps_per_action     with --tick-ms; sweep [] has all of these keys for every tick, the rest are
+                                           of the first
     """
     device = _device(path, device)
     _refuse_at_odds(ctx, device)
@@ -122,7 +153,14 @@ def run_verb(
         refuse_unwritable(outputs, inputs, policy, path)
     if closed_loop:
         assert environment is not None
-        _closed_loop(path, outputs, environment, episodes, noise, policy, control_hz, board_port, as_json)
+        if plot is not None:
+            from tinyrl_tvm.device.loop_plot import refuse_undrawable
+
+            refuse_undrawable(plot)
+            refuse_unwritable(plot, policy, path, outputs)
+        _closed_loop(
+            path, outputs, plot, environment, episodes, noise, policy, ticks_ms, control_hz, board_port, as_json
+        )
         return
     with progress() as begin:
         begin("build and run")
@@ -236,16 +274,18 @@ def build_unless_built(project: Project) -> None:
 def _closed_loop(
     path: Path,
     outputs: Path | None,
+    plot: Path | None,
     environment: str,
     episodes: int,
     noise: float,
     policy: Path | None,
+    ticks_ms: tuple[float, ...] | None,
     control_hz: float | None,
     port: Port | None,
     as_json: bool,
 ) -> None:
     from tinyrl_tvm import project as projects
-    from tinyrl_tvm.device.closed_loop import close_loop
+    from tinyrl_tvm.device.closed_loop import close_loop, to_csv
     from tinyrl_tvm.device.connection import board_of
     from tinyrl_tvm.library import write_whole
 
@@ -254,18 +294,31 @@ def _closed_loop(
     with progress() as begin:
         begin("build and run")
         build_unless_built(project)
-        loop = close_loop(project, environment, episodes=episodes, noise=noise, policy=policy, port=port)
+        loops = [
+            close_loop(project, environment, episodes=episodes, noise=noise, policy=policy, tick_ms=tick_ms, port=port)
+            for tick_ms in ticks_ms or (None,)
+        ]
     if outputs is not None:
-        write_whole(outputs, loop.to_csv())
+        write_whole(outputs, to_csv(loops))
+    if plot is not None:
+        from tinyrl_tvm.device.loop_plot import draw
+
+        write_whole(plot, draw(loops, plot.suffix))
+    loop = loops[0]
     if as_json:
-        say_json(loop.to_json(control_hz))
+        sweep = [one.to_json(control_hz) for one in loops] if ticks_ms else []
+        say_json(loop.to_json(control_hz) | {"sweep": sweep})
         return
+    if ticks_ms:
+        _say_ticks(loops)
     said = loop.to_json(control_hz)
     say(f"device: {loop.device}, {environment}, {said['steps']:,} steps in {episodes:,} episodes")
     say(f"mean return: {said['mean_return']:,.2f}")
     if loop.float_returns is not None:
         ahead = sum(a >= b for a, b in zip(loop.returns, loop.float_returns, strict=True))
         say(f"float policy's mean return: {said['float_mean_return']:,.2f}; no worse in {ahead} of {episodes} episodes")
+    else:
+        say("float policy's mean return: n/a (a library carries no float policy; --policy FILE.onnx plays it)")
     counts = ", ".join(f"{'max' if p == 100 else f'p{p}'} {count:,.0f}" for p, count in loop.percentiles.items())
     qualified = "(QEMU counts instructions, not time)" if loop.unit == "instructions" else f"at {loop.clock_hz:,} Hz"
     say(f"{loop.unit} per inference: {counts} {qualified}")
@@ -276,6 +329,24 @@ def _closed_loop(
         )
     if said["nonzero_statuses"]:
         say(f"nonzero status for {said['nonzero_statuses']:,} of {said['steps']:,} observations")
+
+
+def _say_ticks(loops: list[ClosedLoop]) -> None:
+    rows = []
+    for loop in loops:
+        assert loop.tick_ms is not None
+        assert loop.dt_ms is not None
+        if loop.tick_ms < loop.dt_ms:
+            tell(
+                f"note: a tick of {loop.tick_ms:g} ms is shorter than a step of {loop.environment}, {loop.dt_ms:g} ms: "
+                "the policy is asked at every step"
+            )
+        mean, by_float = (
+            sum(returns) / len(returns) if returns else None for returns in (loop.returns, loop.float_returns)
+        )
+        period = f"{loop.steps_per_action} x {loop.dt_ms:g} ms"
+        rows.append((f"{loop.tick_ms:g}", period, f"{mean:,.2f}", "n/a" if by_float is None else f"{by_float:,.2f}"))
+    say_table("by tick", ("tick, ms", "an action is held for", "mean return", "float policy's"), rows)
 
 
 def _write_actions(path: Path, actions: np.ndarray) -> None:

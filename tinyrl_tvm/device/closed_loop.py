@@ -6,13 +6,17 @@
 Episode k starts from seed k and meets the noise of seed k, whoever acts: returns of device and float policy are paired.
 What an inference takes is counted in instructions. Emulators know no time: a deadline is judged as if the board's clock
 carried out an instruction a cycle. A real board counts ticks of that clock.
+
+At a tick of T ms the policy is asked every round(T / dt) steps of the environment, dt being the environment's own time step,
+and its action is held in between, as a controller holds it.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +38,7 @@ PERCENTILES = (50, 90, 99, 100)
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One answer of the device."""
+    """One answer of the device; `reward` is that of all the environment's steps for which its action was held."""
 
     episode: int
     step: int
@@ -48,7 +52,8 @@ class Step:
 @dataclass(frozen=True, eq=False)
 class ClosedLoop:
     """`returns` of the device's episodes, `float_returns` of the float policy's from the same seeds when that was given.
-    `clock_hz` is the board's, `unit` what is counted: instructions, or ticks of that clock."""
+    `clock_hz` is the board's, `unit` what is counted: instructions, or ticks of that clock. An action is held for
+    `steps_per_action` of the environment's steps, which last `dt_ms`."""
 
     device: str
     environment: str
@@ -58,6 +63,9 @@ class ClosedLoop:
     resets: int
     steps: list[Step] = field(repr=False)
     unit: str = "instructions"
+    tick_ms: float | None = None
+    dt_ms: float | None = None
+    steps_per_action: int = 1
 
     @property
     def counts(self) -> np.ndarray:
@@ -90,19 +98,25 @@ class ClosedLoop:
             "deadline_misses": None if control_hz is None else self.deadline_misses(control_hz),
             "nonzero_statuses": sum(step.status != 0 for step in self.steps),
             "resets": self.resets,
+            "tick_ms": self.tick_ms,
+            "dt_ms": self.dt_ms,
+            "steps_per_action": self.steps_per_action,
         }
 
-    def to_csv(self) -> bytes:
-        """A row a step of the device."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        actions, observations = (len(row) for row in (self.steps[0].action, self.steps[0].observation))
-        names = [f"action_{i}" for i in range(actions)] + [f"observation_{i}" for i in range(observations)]
-        writer.writerow(["episode", "step", "reward", self.unit, "status", *names])
-        for s in self.steps:
+
+def to_csv(loops: Sequence[ClosedLoop]) -> bytes:
+    """A row an answer of the device, loop after loop."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    sample = loops[0].steps[0]
+    names = [f"action_{i}" for i in range(len(sample.action))]
+    names += [f"observation_{i}" for i in range(len(sample.observation))]
+    writer.writerow(["tick_ms", "episode", "step", "reward", loops[0].unit, "status", *names])
+    for loop in loops:
+        for s in loop.steps:
             numbers = [*s.action.tolist(), *s.observation.tolist()]
-            writer.writerow([s.episode, s.step, s.reward, s.count, s.status, *numbers])
-        return text.getvalue().encode()
+            writer.writerow([loop.tick_ms, s.episode, s.step, s.reward, s.count, s.status, *numbers])
+    return text.getvalue().encode()
 
 
 def close_loop(
@@ -113,11 +127,15 @@ def close_loop(
     noise: float = 0.0,
     policy: Path | None = None,
     port: Port | None = None,
+    tick_ms: float | None = None,
 ) -> ClosedLoop:
     """Play `episodes` on the device, and with the float policy in the .onnx `policy`. `noise` is the standard deviation
-    of what is added to every observation, `port` where the board is when it is not an emulated one."""
+    of what is added to every observation, `port` where the board is when it is not an emulated one; at each tick of
+    `tick_ms` the policy is asked, by default at every step."""
     interface, board = project.interface, board_of(project)
     with made(environment, interface) as env:
+        dt_ms = None if tick_ms is None else 1000 * own_step_s(env, environment)
+        hold = 1 if tick_ms is None or dt_ms is None else max(1, math.floor(tick_ms / dt_ms + 0.5))
         act_float = None if policy is None else float_policy(policy, project)
         steps: list[Step] = []
         returns = []
@@ -132,7 +150,7 @@ def close_loop(
                     log.append((counters, action, observation))
                     return action
 
-                rewards = _episode(env, ask, seed, noise)
+                rewards = _episode(env, interface, ask, seed, noise, hold)
                 returns.append(float(sum(rewards)))
                 for step, (reward, (counters, action, observation)) in enumerate(zip(rewards, log, strict=True)):
                     count = counters.ticks * (1 if port else board.instructions_per_100_ticks / 100)
@@ -140,9 +158,25 @@ def close_loop(
             resets = device.resets
         float_returns = None
         if act_float is not None:
-            float_returns = [float(sum(_episode(env, act_float, seed, noise))) for seed in range(episodes)]
+            float_returns = [
+                float(sum(_episode(env, interface, act_float, seed, noise, hold))) for seed in range(episodes)
+            ]
     name, unit = (f"{board.name} at {port.path}", "ticks") if port else (f"qemu {board.name}", "instructions")
-    return ClosedLoop(name, environment, returns, float_returns, board.tick_hz, resets, steps, unit)
+    return ClosedLoop(
+        name, environment, returns, float_returns, board.tick_hz, resets, steps, unit, tick_ms, dt_ms, hold
+    )
+
+
+def own_step_s(env: gymnasium.Env, environment: str) -> float:
+    """The time between two steps of the environment, as it says itself. Raises TinyrlError when it does not."""
+    fps = env.metadata.get("render_fps")
+    said = (getattr(env.unwrapped, "tau", None), getattr(env.unwrapped, "dt", None), 1 / fps if fps else None)
+    for seconds in said:
+        if isinstance(seconds, int | float) and math.isfinite(seconds) and seconds > 0:
+            return float(seconds)
+    raise TinyrlError(
+        f"'{environment}' does not say how long its step is (tau, dt, render_fps), so no tick can be simulated"
+    )
 
 
 def made(environment: str, interface: Interface) -> gymnasium.Env:
@@ -156,7 +190,7 @@ def made(environment: str, interface: Interface) -> gymnasium.Env:
     except (gymnasium.error.Error, ImportError) as error:
         raise TinyrlError(f"no environment '{environment}': {' '.join(str(error).split())}") from None
     observations, actions = env.observation_space, env.action_space
-    fits = isinstance(observations, gymnasium.spaces.Box) and int(np.prod(observations.shape)) == interface.n_obs
+    fits = _observes(observations, interface)
     if isinstance(actions, gymnasium.spaces.Discrete):
         fits &= (interface.action_dtype, interface.n_actions) == ("int32", 1)
     elif isinstance(actions, gymnasium.spaces.MultiDiscrete | gymnasium.spaces.MultiBinary | gymnasium.spaces.Box):
@@ -171,6 +205,25 @@ def made(environment: str, interface: Interface) -> gymnasium.Env:
             f"numbers and answers {interface.n_actions} of {interface.action_dtype}"
         )
     return env
+
+
+def _observes(space: gymnasium.Space, interface: Interface) -> bool:
+    """A Box of as many numbers as the policy takes, or a Dict with a Box for each of its inputs, by name."""
+    import gymnasium
+
+    if isinstance(space, gymnasium.spaces.Dict):
+        parts = [(space.spaces.get(tensor.name), tensor.length) for tensor in interface.inputs]
+    else:
+        parts = [(space, interface.n_obs)]
+    return all(isinstance(part, gymnasium.spaces.Box) and math.prod(part.shape) == n for part, n in parts)
+
+
+def flat(observation: Any, interface: Interface) -> np.ndarray:
+    """(n_obs,) float32, the policy's inputs in their order."""
+    parts = [observation]
+    if isinstance(observation, Mapping):
+        parts = [observation[tensor.name] for tensor in interface.inputs]
+    return np.concatenate([np.asarray(part, np.float32).reshape(-1) for part in parts])
 
 
 def float_policy(path: Path, project: Project) -> Act:
@@ -199,8 +252,8 @@ def float_policy(path: Path, project: Project) -> Act:
     return act
 
 
-def _episode(env: gymnasium.Env, act: Act, seed: int, noise: float) -> list[float]:
-    """The rewards, a step each."""
+def _episode(env: gymnasium.Env, interface: Interface, act: Act, seed: int, noise: float, hold: int) -> list[float]:
+    """The rewards, one an action, which is held for `hold` steps."""
     import gymnasium
 
     generator = np.random.default_rng(seed)
@@ -208,7 +261,7 @@ def _episode(env: gymnasium.Env, act: Act, seed: int, noise: float) -> list[floa
     rewards = []
     over = False
     while not over:
-        seen = np.asarray(observation, np.float32).reshape(-1)
+        seen = flat(observation, interface)
         seen = (seen + noise * generator.normal(size=seen.shape)).astype(np.float32)
         action: Any = act(seen)
         if isinstance(env.action_space, gymnasium.spaces.Discrete):
@@ -217,7 +270,11 @@ def _episode(env: gymnasium.Env, act: Act, seed: int, noise: float) -> list[floa
             action = action.reshape(env.action_space.shape).astype(env.action_space.dtype)
         if not isinstance(env.action_space, gymnasium.spaces.Box) and not env.action_space.contains(action):
             raise TinyrlError(f"the policy answers {action}, which is no action of {env.action_space}")
-        observation, reward, terminated, truncated, _ = env.step(action)
-        rewards.append(float(reward))
-        over = terminated or truncated
+        rewards.append(0.0)
+        for _ in range(hold):
+            observation, reward, terminated, truncated, _ = env.step(action)
+            rewards[-1] += float(reward)
+            over = terminated or truncated
+            if over:
+                break
     return rewards
