@@ -139,14 +139,13 @@ def test_a_fault_is_named(tmp_path: Path) -> None:
 def test_a_report_that_was_damaged_is_asked_for_again(cartpole_project: Project) -> None:
     firmware = cartpole_project.folder / "out" / "firmware.elf"
     with EmulatedSerial(cartpole_project.board, firmware) as stream:
-        line = Disturbed(stream, rate=0.01)
+        line = Disturbed(stream, rate=0.1)
         device = Connection(line, cartpole_project.interface)
-        for _ in range(3):
+        while not line.disturbed:  # bytes arrive in as many pieces as the machine pleases
             report = device.report(60)
             assert report.startswith("answer 0 status 0 action ")
             assert report.endswith("\ndone\n")
             assert "\nPARITY PASS (64 of 64)\nticks per inference: " in report
-    assert line.disturbed > 0
 
 
 def test_enter_prints_the_report(cartpole_project: Project) -> None:
