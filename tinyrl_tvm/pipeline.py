@@ -7,12 +7,12 @@ load -> passes on the float graph -> passes to int8 -> lower -> place kernels fo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tinyrl_tvm
-from tinyrl_tvm.calibrate import read_observations, split_inputs
+from tinyrl_tvm.calibrate import Observations, read_observations, split_inputs
 from tinyrl_tvm.cmsis_nn import FullyConnected
 from tinyrl_tvm.errors import TinyrlError, UnsupportedOp, unknown_name
 from tinyrl_tvm.library import ModelLibrary
@@ -127,6 +127,7 @@ def compile_policy(
 
     # these load TVM, which takes a second that `--help` and a bad option need not wait for
     from relay_passes.chain import UnsupportedGraph
+    from relay_passes.clipping import clipped
     from tinyrl_tvm.emit.archive import archive
     from tinyrl_tvm.kernels import kernels_of
     from tinyrl_tvm.reference import expectations
@@ -160,6 +161,7 @@ def compile_policy(
         changes += more
         vectors = split_inputs(observations.vectors, simple.inputs)
         expected = expectations(simple.module, graph, precision, vectors)
+        clips = clipped(simple.module, graph, *vectors) if precision == "int8" else ()
     except UnsupportedGraph as error:
         raise UnsupportedOp(f"'{policy.source}': {error}") from None
 
@@ -178,7 +180,14 @@ def compile_policy(
             "expected": expected.actions,
             "float_action": expected.float_actions,
         },
-        {"tolerance": expected.tolerance, "source": policy.source, "sha256": policy.sha256},
+        {
+            "tolerance": expected.tolerance,
+            "source": policy.source,
+            "sha256": policy.sha256,
+            "command": _command(policy, core, cmsis_nn, precision, calibration, output, name, tuning_records),
+            "clipped": [asdict(layer) for layer in clips],
+            "observed": _observed(observations),
+        },
     )
     notes = (
         *policy.notes,
@@ -196,6 +205,34 @@ def compile_policy(
 def module_identifier(name: str) -> str:
     """A module's name as a C identifier: `cart-pole v1` is `cart_pole_v1`."""
     return c_names([name])[0]
+
+
+def _command(
+    policy: Policy,
+    core: Target,
+    cmsis_nn: bool,
+    precision: str,
+    calibration: Path | None,
+    output: str | None,
+    name: str,
+    tuning_records: Path | None,
+) -> list[str]:
+    """The words of the command that compiles the same again, for the report. Files without their folders: the same policy
+    gives the same bytes anywhere."""
+    target = ["cmsis-nn,c", f"--target-cmsis-nn-mcpu={core.name}"] if cmsis_nn else [core.name]
+    words = ["tinyrl-tvm", "compile", policy.source, "--target", *target, "--precision", precision]
+    words += ["--calibration", calibration.name] if calibration else []
+    words += ["--output", output] if output else []
+    words += ["--tuning-records", tuning_records.name] if tuning_records else []
+    return [*words, "--module-name", name, "-o", f"{name}.tar"]
+
+
+def _observed(observations: Observations) -> dict[str, list[float]] | None:
+    """The least and the greatest of every observation in the calibration rows."""
+    if observations.calibration is None:
+        return None
+    low, high = observations.calibration.min(axis=0), observations.calibration.max(axis=0)
+    return {"low": low.tolist(), "high": high.tolist()}
 
 
 def _precision(precision: str | None, calibration: Path | None, source: str, quantised: bool) -> tuple[str, str]:
