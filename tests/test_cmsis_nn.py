@@ -131,6 +131,32 @@ def test_without_cmsis_nn_nothing_is_decided() -> None:
     assert compiled("relu", offloaded=False).offloads == ()
 
 
+@with_every_model
+def test_the_library_names_its_layers_and_says_of_each_what_dump_offloads_says(name: str) -> None:
+    made = compiled(name)
+    layers = Interface.of(made.library).layers
+    assert [layer.reason for layer in layers] == [offload.reason for offload in made.offloads]
+    assert [layer.place if layer.in_cmsis_nn else None for layer in layers] == [o.function for o in made.offloads]
+    memory = made.library.module["memory"]["functions"]
+    assert [layer.function for layer in layers] == [f["function_name"] for f in memory["operator_functions"]]
+    assert sum(layer.parameter_bytes for layer in layers) == memory["main"][0]["constants_size_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "place", "reason"),
+    [
+        ("cortex-m55", "int8", "mve", "CMSIS-NN was not asked for"),
+        ("host", "int8", "simd", "CMSIS-NN was not asked for"),
+        ("cortex-m3", "float32", "portable", "the core has no unit for floats, for which the C compiler does as well"),
+    ],
+)
+def test_a_layer_of_ours_names_the_family_of_its_kernels(
+    target: str, precision: str, place: str, reason: str, tmp_path: Path
+) -> None:
+    library = compile_model(MODELS["relu"], tmp_path, target=target, precision=precision).library
+    assert {(layer.place, layer.reason) for layer in Interface.of(library).layers} == {(place, reason)}
+
+
 def test_a_float_policy_is_refused_with_what_would_make_it_int8(tmp_path: Path) -> None:
     sentence = (
         "CMSIS-NN computes int8 policies, and 'policy.onnx' is a float one; give some observations of a rollout with "

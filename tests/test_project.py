@@ -19,7 +19,7 @@ import pytest
 from tinyrl_tvm import project as projects
 from tinyrl_tvm import toolchain
 from tinyrl_tvm.errors import TinyrlError
-from tinyrl_tvm.interface import MAX_BUILT_IN_VECTORS, Interface, Vectors
+from tinyrl_tvm.interface import MAX_BUILT_IN_VECTORS, Interface, Layer, Vectors
 from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.project import PLATFORMS, build, create, generate, load
 from tinyrl_tvm.targets import BOARDS, TARGETS, Target
@@ -258,6 +258,11 @@ def test_a_portable_library_fits_every_board(tmp_path: Path) -> None:
     assert create(cartpole(target="host"), tmp_path / "project", "baremetal").interface.target == "host"
 
 
+SIZES = {"parameter_bytes": 8, "output_length": 2}
+WORDS = {"function": "tvmgen_cartpole_dense0", "summary": "dense 4 -> 2", "place": "mve", "reason": "it is"}
+LAYER = {**WORDS, **SIZES}
+
+
 def damaged(**changes: object) -> ModelLibrary:
     """Cartpole's library with keys of its interface replaced, or taken away by None."""
     library = cartpole()
@@ -284,12 +289,30 @@ def damaged(**changes: object) -> ModelLibrary:
         damaged(inputs=[{"name": 4, "c_name": "obs", "length": 4}]),
         damaged(inputs=[{"name": "obs", "c_name": "obs[4]); system(", "length": 4}]),
         damaged(action={"name": "action", "c_name": "action", "length": 1, "dtype": "complex64"}),
+        damaged(layers=4),
+        damaged(layers=["dense"]),
+        damaged(layers=[LAYER, LAYER]),
+        damaged(layers=[LAYER | {"more": 1}]),
+        damaged(layers=[LAYER | {"function": "system(1); x"}]),
+        damaged(layers=[LAYER | {"place": "elsewhere"}]),
+        damaged(layers=[LAYER | {"place": []}]),
+        damaged(layers=[LAYER | {"summary": "\x1b[2J"}]),
+        damaged(layers=[LAYER | {"reason": 10_000 * "x"}]),
+        damaged(layers=[LAYER | {"reason": None}]),
+        damaged(layers=[LAYER | {"parameter_bytes": "4"}]),
+        damaged(layers=[LAYER | {"output_length": -1}]),
     ],
 )
 def test_a_library_that_describes_no_policy_is_refused(library: ModelLibrary, tmp_path: Path) -> None:
     with pytest.raises(TinyrlError, match=r"does not describe a policy .*; compile the policy again"):
         create(library, tmp_path / "project", "host")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_library_of_an_earlier_release_names_no_layers() -> None:
+    assert "layers" not in cartpole().interface
+    assert Interface.of(cartpole()).layers == ()
+    assert Interface.of(damaged(layers=[LAYER])).layers == (Layer(**WORDS, **SIZES),)
 
 
 @pytest.mark.parametrize("path", ["src/$(rm -rf x).c", "src/a b.c", "../../escaped.c", "src/-o.c", "src/a;b.c"])

@@ -15,11 +15,14 @@ from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.targets import TARGETS
 
+FAMILIES = frozenset({"portable", *(target.kernels for target in TARGETS.values())})
+
 # Vectors live in flash beside the policy; the rest of a long recording is streamed to the device when it runs.
 MAX_BUILT_IN_VECTORS = 64
 MAX_BUILT_IN_BYTES = 64 * 1024
 
 C_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+MAX_LAYER_TEXT = 300
 C_TYPES = {"float32": "float", "int32": "int32_t"}
 
 
@@ -34,8 +37,36 @@ class Input:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A call that an inference is made of: the C `function`, what it computes, the family of our kernels or the function of
+    CMSIS-NN that is its `place`, and the `reason` for that; bytes of its parameters, numbers in its output, either with the
+    padding of its blocks."""
+
+    function: str
+    summary: str
+    place: str
+    reason: str
+    parameter_bytes: int
+    output_length: int
+
+    def __post_init__(self) -> None:
+        if not C_IDENTIFIER.fullmatch(self.function) or self.place not in FAMILIES | FUNCTIONS.keys():
+            raise ValueError(f"a layer '{self.function}' in '{self.place}'")
+        if not all(text.isprintable() and len(text) <= MAX_LAYER_TEXT for text in (self.summary, self.reason)):
+            raise ValueError(f"what is said of the layer '{self.function}'")
+        sizes = [self.parameter_bytes, self.output_length]
+        if any(type(size) is not int or size < 0 for size in sizes):
+            raise ValueError(f"sizes {sizes} of the layer '{self.function}'")
+
+    @property
+    def in_cmsis_nn(self) -> bool:
+        return self.place in FUNCTIONS
+
+
+@dataclass(frozen=True)
 class Interface:
-    """How a library's policy is called: `library.interface`, checked. `cmsis_nn` are the functions of CMSIS-NN it calls."""
+    """How a library's policy is called: `library.interface`, checked. `cmsis_nn` are the functions of CMSIS-NN it calls,
+    `layers` its calls in order, empty in a library of an earlier release."""
 
     name: str
     target: str
@@ -46,6 +77,7 @@ class Interface:
     action_dtype: str
     tolerance: float
     cmsis_nn: tuple[str, ...] = ()
+    layers: tuple[Layer, ...] = ()
 
     def __post_init__(self) -> None:
         names = [self.name, self.action_c_name, *(tensor.c_name for tensor in self.inputs)]
@@ -62,6 +94,8 @@ class Interface:
             raise ValueError(f"tolerance {self.tolerance}")
         if not set(self.cmsis_nn) <= set(FUNCTIONS):
             raise ValueError(f"functions of CMSIS-NN {self.cmsis_nn}")
+        if len({layer.function for layer in self.layers}) != len(self.layers):
+            raise ValueError("two layers share a function")
 
     @property
     def n_obs(self) -> int:
@@ -86,8 +120,9 @@ class Interface:
                 action_dtype=action["dtype"],
                 tolerance=float(entry["tolerance"]),
                 cmsis_nn=tuple(entry.get("cmsis_nn", ())),
+                layers=tuple(Layer(**layer) for layer in entry.get("layers", ())),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TinyrlError(
                 f"the library's metadata.json does not describe a policy ({error}); compile the policy again"
             ) from None

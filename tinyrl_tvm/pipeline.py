@@ -168,7 +168,8 @@ def compile_policy(
     progress("schedule")
     kernels = kernels_of(lowered)
     placed, placed_notes = _placed(kernels, core, records, asked=tuning_records is not None)
-    program = _program(simple, placed, core, precision, name, expected)
+    reasons = tuple(offload.reason for offload in decided)
+    program = _program(simple, placed, core, precision, name, expected, reasons)
     _check_budget(program, budget)
 
     progress("print")
@@ -340,6 +341,7 @@ def _program(
     precision: str,
     name: str,
     expected: Expectations,
+    reasons: tuple[str, ...],
 ) -> Program:
     from tinyrl_tvm.emit.program import Program
 
@@ -348,7 +350,7 @@ def _program(
         f"Written by tinyrl-tvm {tinyrl_tvm.__version__} from '{policy.source}' (sha256 {policy.sha256}), "
         f"{precision}, for {core.name}."
     )
-    return Program(name, core, precision, policy.inputs, action, kernels, pedigree)
+    return Program(name, core, precision, policy.inputs, action, kernels, pedigree, reasons)
 
 
 def _check_budget(program: Program, budget: Budget) -> None:

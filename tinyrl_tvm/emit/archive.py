@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import io
 import json
@@ -103,6 +104,7 @@ def _metadata(program: Program, facts: dict[str, Any]) -> dict[str, Any]:
                 "length": program.action.length,
                 "dtype": program.action.dtype,
             },
+            "layers": [dataclasses.asdict(layer) for layer in program.layers],
             **({"cmsis_nn": list(program.cmsis_nn)} if program.cmsis_nn else {}),
             **facts,
         },

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tinyrl_tvm.cmsis_nn import FullyConnected
+from tinyrl_tvm.interface import Layer
 from tinyrl_tvm.policy import TensorSpec, c_names
 from tinyrl_tvm.targets import Target
 
@@ -30,7 +31,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """Everything the printers need to know. `kernels` run in a chain, each on its predecessor's output."""
+    """Everything the printers need to know. `kernels` run in a chain, each on its predecessor's output; `reasons` say why
+    each runs where it does, and are empty where nothing was to be offloaded."""
 
     name: str
     target: Target
@@ -39,6 +41,7 @@ class Program:
     action: TensorSpec
     kernels: tuple[PlacedKernel | FullyConnected, ...]
     pedigree: str
+    reasons: tuple[str, ...] = ()
 
     @property
     def guard(self) -> str | None:
@@ -87,6 +90,33 @@ class Program:
             )
         ]
         return tuple(steps), even + odd
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        steps, _ = self.plan
+        reasons = self.reasons or (self._only_reason,) * len(steps)
+        return tuple(
+            Layer(
+                step.function,
+                step.placed.summary,
+                self._place(step.placed),
+                reason,
+                step.placed.parameter_bytes,
+                step.placed.arguments[-1][-1],
+            )
+            for step, reason in zip(steps, reasons, strict=True)
+        )
+
+    @property
+    def _only_reason(self) -> str:
+        if self.target.guard and not self.guard:
+            return "the core has no unit for floats, for which the C compiler does as well"
+        return "CMSIS-NN was not asked for"
+
+    def _place(self, placed: PlacedKernel | FullyConnected) -> str:
+        if isinstance(placed, FullyConnected):
+            return placed.function
+        return "portable" if self.target.guard and not self.guard else placed.family
 
     @property
     def cmsis_nn(self) -> tuple[str, ...]:
