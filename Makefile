@@ -57,7 +57,7 @@ $(VENV)/.core: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) $(PIP_FLAGS) torch==2.13.0 # alone first: a pip whose index has only this file of it must not look further
-	$(PIP) $(PIP_FLAGS) --editable '.[dev,rl,tflite,tune]'
+	$(PIP) $(PIP_FLAGS) --editable '.[dev,report,rl,tflite,tune]'
 	@touch $@ $(VENV)/.core
 
 .PHONY: .python .tools .bench-tools .test-tools
