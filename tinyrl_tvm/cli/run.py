@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json
+from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json, say_table
 from tinyrl_tvm.errors import TinyrlError, unknown_name
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tinyrl_tvm.device.measurement import Measurement
+    from tinyrl_tvm.device.profile import Profile
     from tinyrl_tvm.project import Project
 
 DEVICES = ("cpu", "micro")
@@ -35,6 +36,7 @@ ROWS_NAMED = 5  # of observations that were refused
 @click.option("-i", "--inputs", type=click.Path(path_type=Path), help="Observations, .npz. Default: the test vectors.")
 @click.option("-o", "--outputs", type=click.Path(path_type=Path), help="Write the answers, .npz with one array action.")
 @click.option("--print-time", is_flag=True, help="Also take the wall time, on this machine.")
+@click.option("--profile", is_flag=True, help="Also say what each layer costs.")
 @click.option("--closed-loop", is_flag=True, help="Step --env on this machine, with the policy on the device.")
 @click.option("--env", "environment", metavar="ID", help="With --closed-loop: gymnasium's name, as CartPole-v1.")
 @click.option("--episodes", type=click.IntRange(1), default=20, show_default=True, help="With --closed-loop.")
@@ -59,6 +61,7 @@ def run_verb(
     inputs: Path | None,
     outputs: Path | None,
     print_time: bool,
+    profile: bool,
     closed_loop: bool,
     environment: str | None,
     episodes: int,
@@ -83,7 +86,9 @@ def run_verb(
       max_abs_error                        of continuous actions: the largest distance from the float policy's
       instructions_per_inference           instructions, never cycles or time
       flash_bytes, ram_bytes, stack_bytes  the policy's alone
-      wall_time_ns_median, _low, _high     with --print-time; the 10th and the 90th percentile
+      wall_time_ns_median, _low, _high     with --print-time or --profile; the 10th and the 90th percentile
+      profile                              with --profile: unit, inference, rest (in no layer), layers [{function, summary,
+                                           place, parameter_bytes, cost, share}]
     with --closed-loop, where OUTPUTS is a .csv with a row a step:
       device, environment, episodes, steps, returns [], float_returns [], mean_return, float_mean_return
       instructions_percentiles {}          of an inference: 50, 90, 99, 100
@@ -93,8 +98,9 @@ def run_verb(
     given = [name for name in _LOOP_OPTIONS if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
     if given and not closed_loop:
         raise TinyrlError(f"{_LOOP_OPTIONS[given[0]]} goes with --closed-loop")
-    if closed_loop and (inputs is not None or print_time):
-        raise TinyrlError(f"{'--print-time' if inputs is None else '-i'} does not go with --closed-loop")
+    for option, has_it in (("-i", inputs is not None), ("--print-time", print_time), ("--profile", profile)):
+        if closed_loop and has_it:
+            raise TinyrlError(f"{option} does not go with --closed-loop")
     device = _device(path, device)
     if closed_loop and (device != "micro" or environment is None):
         raise TinyrlError("--closed-loop takes a project's folder and --env, as in --env CartPole-v1")
@@ -106,7 +112,7 @@ def run_verb(
         return
     with progress() as begin:
         begin("build and run")
-        measured = _on_cpu(path, inputs, print_time) if device == "cpu" else _on_micro(path, inputs, print_time)
+        measured = (_on_cpu if device == "cpu" else _on_micro)(path, inputs, print_time, profile)
     if outputs is not None:
         _write_actions(outputs, measured.actions)
     if as_json:
@@ -130,7 +136,7 @@ def _device(path: Path, device: str | None) -> str:
     return device or ("micro" if path.is_dir() else "cpu")
 
 
-def _on_cpu(path: Path, inputs: Path | None, timed: bool) -> Measurement:
+def _on_cpu(path: Path, inputs: Path | None, timed: bool, profiled: bool) -> Measurement:
     from tinyrl_tvm.device import host
     from tinyrl_tvm.device.observations import read_observations
     from tinyrl_tvm.interface import Interface
@@ -138,18 +144,20 @@ def _on_cpu(path: Path, inputs: Path | None, timed: bool) -> Measurement:
 
     library = ModelLibrary.load(path)
     observations = read_observations(inputs, Interface.of(library)) if inputs else None
-    return host.run(library, observations, timed=timed)
+    return host.run(library, observations, timed=timed, profiled=profiled)
 
 
-def _on_micro(path: Path, inputs: Path | None, timed: bool) -> Measurement:
+def _on_micro(path: Path, inputs: Path | None, timed: bool, profiled: bool) -> Measurement:
     from tinyrl_tvm import project as projects
     from tinyrl_tvm.device import micro
     from tinyrl_tvm.device.observations import read_observations
 
     project = projects.load(path)
     observations = read_observations(inputs, project.interface) if inputs else None
+    if profiled:
+        micro.refuse_unprofiled(project)  # before a build that may take long, or miss a tool
     _build_unless_built(project)
-    return micro.run(project, observations, timed=timed)
+    return micro.run(project, observations, timed=timed, profiled=profiled)
 
 
 def _build_unless_built(project: Project) -> None:
@@ -238,6 +246,19 @@ def _say(measured: Measurement, timed: bool) -> None:
     elif timed:
         say("time per inference: n/a (an emulator has no time of its own)")
     _say_refused(measured.statuses)
+    if measured.profile is not None:
+        _say_profile(measured.profile)
+
+
+def _say_profile(profile: Profile) -> None:
+    def row(name: str, cost: float, n_bytes: int | str) -> tuple[object, ...]:
+        return name, f"{cost:,.1f}", f"{100 * profile.share(cost):.1f} %", n_bytes
+
+    layers = list(zip(profile.layers, profile.costs, strict=True))
+    rows = [row(layer.summary, cost, layer.parameter_bytes) for layer, cost in layers]
+    rows.append(row("all layers", sum(profile.costs), sum(layer.parameter_bytes for layer, _ in layers)))
+    rows.append(row("inference", profile.whole, ""))
+    say_table("layer by layer", ("layer", profile.unit, "share", "parameter bytes"), rows)
 
 
 def _say_refused(statuses: np.ndarray) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyrl_tvm import project as projects
+from tinyrl_tvm.device import profile as profiles
 from tinyrl_tvm.device.measurement import Measurement, WallTime, compare_with_float, judge
 from tinyrl_tvm.device.observations import observation_rows
 from tinyrl_tvm.errors import TinyrlError
@@ -25,31 +26,43 @@ BATCHES = 31
 BATCH_NS = 2e6  # long beside the clock's step, short beside a scheduler's slice
 
 
-def run(library: ModelLibrary, observations: np.ndarray | None = None, *, timed: bool = False) -> Measurement:
-    """Compile the library for this machine and ask it. `timed` also takes the wall time, with its spread."""
+def run(
+    library: ModelLibrary, observations: np.ndarray | None = None, *, timed: bool = False, profiled: bool = False
+) -> Measurement:
+    """Compile the library for this machine and ask it. `timed` also takes the wall time, with its spread; `profiled` takes
+    it layer by layer, too."""
     with tempfile.TemporaryDirectory(prefix="tinyrl-host-") as workspace:
         project = projects.create(library, Path(workspace, "project"), "host")
         projects.build(project)
-        return run_project(project, observations, timed=timed)
+        return run_project(project, observations, timed=timed, profiled=profiled)
 
 
-def run_project(project: Project, observations: np.ndarray | None = None, *, timed: bool = False) -> Measurement:
+def run_project(
+    project: Project, observations: np.ndarray | None = None, *, timed: bool = False, profiled: bool = False
+) -> Measurement:
     """The same for a built project of the platform `host`."""
     interface, vectors = project.interface, Vectors.of(project.library)
     rows = None if observations is None else observation_rows(interface, observations)
+    program = profiles.build(project) if profiled else None
     policy = _load(projects.built(project).products[0])
     actions, statuses = _answers(policy, interface, vectors.observations)
     parity = judge(interface, vectors, actions, statuses)
     likeness = compare_with_float(interface, vectors, actions)
     if rows is not None:
         actions, statuses = _answers(policy, interface, rows)
+    wall_time = _wall_time(policy) if timed or profiled else None
+    profile = None
+    if program is not None:
+        assert wall_time is not None
+        profile = profiles.on_host(project, program, wall_time.median_ns)
     return Measurement(
         device="host",
         actions=actions,
         statuses=statuses,
         vectors=parity,
         likeness=likeness,
-        wall_time=_wall_time(policy) if timed else None,
+        wall_time=wall_time,
+        profile=profile,
     )
 
 

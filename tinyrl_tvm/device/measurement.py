@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyrl_tvm.interface import Interface, Vectors
+
+if TYPE_CHECKING:
+    from tinyrl_tvm.device.profile import Profile
 
 PASS, FAIL = "PASS", "FAIL"
 
@@ -64,6 +67,7 @@ class Measurement:
     ram_bytes: int | None = None
     stack_bytes: int | None = None
     wall_time: WallTime | None = None
+    profile: Profile | None = None
 
     def __post_init__(self) -> None:
         assert self.actions.ndim == 2
@@ -92,6 +96,7 @@ class Measurement:
             "wall_time_ns_median": self.wall_time.median_ns if self.wall_time else None,
             "wall_time_ns_low": self.wall_time.low_ns if self.wall_time else None,
             "wall_time_ns_high": self.wall_time.high_ns if self.wall_time else None,
+            "profile": self.profile.to_json() if self.profile else None,
         }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyrl_tvm import project as projects
+from tinyrl_tvm.device import profile as profiles
 from tinyrl_tvm.device.elf import cost_of_policy
 from tinyrl_tvm.device.emulator import Emulate, emulate
 from tinyrl_tvm.device.measurement import FAIL, PASS, Measurement, compare_with_float, judge
@@ -47,6 +48,7 @@ def run(
     observations: np.ndarray | None = None,
     *,
     timed: bool = False,
+    profiled: bool = False,
     timeout_s: float | None = None,
     emulate: Emulate = emulate,
 ) -> Measurement:
@@ -54,6 +56,7 @@ def run(
     interface, vectors = project.interface, Vectors.of(project.library)
     rows = None if observations is None else observation_rows(interface, observations)
     built = projects.built(project)
+    program = profiles.build(project) if profiled else None
     board = board_of(project)
     cost = cost_of_policy(built) if project.platform == "baremetal" else None
 
@@ -84,6 +87,10 @@ def run(
         )
     if rows is not None:
         actions, statuses = streamed_actions[n_vectors_streamed:], streamed_statuses[n_vectors_streamed:]
+    profile = None
+    if program is not None:
+        assert report.instructions_per_inference is not None
+        profile = profiles.on_board(project, board, program, report.instructions_per_inference, emulate)
     return Measurement(
         device=f"qemu {board.name}",
         actions=actions,
@@ -94,6 +101,7 @@ def run(
         flash_bytes=cost.flash_bytes if cost else None,
         ram_bytes=cost.ram_bytes if cost else None,
         stack_bytes=report.stack_bytes,
+        profile=profile,
     )
 
 

@@ -111,7 +111,7 @@ class Program:
     def _only_reason(self) -> str:
         if self.target.guard and not self.guard:
             return "the core has no unit for floats, for which the C compiler does as well"
-        return "CMSIS-NN was not asked for"
+        return "no other kernels were asked for"
 
     def _place(self, placed: PlacedKernel | FullyConnected) -> str:
         if isinstance(placed, FullyConnected):

@@ -11,10 +11,11 @@
 `folder` reads it, `building` runs the platform's own build tool.
 """
 
-from tinyrl_tvm.project.building import BuiltProject, build, built
+from tinyrl_tvm.project.building import BuiltProject, build, build_profile, built
 from tinyrl_tvm.project.folder import PROJECT_FILE, Project, load
 from tinyrl_tvm.project.generate import create
 from tinyrl_tvm.project.platforms import PLATFORMS
 from tinyrl_tvm.project.templates import TEMPLATES
 
-__all__ = ["PLATFORMS", "PROJECT_FILE", "TEMPLATES", "BuiltProject", "Project", "build", "built", "create", "load"]
+__all__ = ["PLATFORMS", "PROJECT_FILE", "TEMPLATES", "BuiltProject", "Project"]
+__all__ += ["build", "build_profile", "built", "create", "load"]

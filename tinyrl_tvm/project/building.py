@@ -11,7 +11,7 @@ import fcntl
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +33,22 @@ class BuiltProject:
 
 
 def build(project: Project) -> BuiltProject:
-    """Run the platform's own build tool. Two builds of one folder wait for each other."""
-    tool, *arguments = _command(project)
+    """Run the platform's own build tool."""
+    _run(project, _command(project))
+    return built(project)
+
+
+def build_profile(project: Project) -> Path:
+    """Make what measures the policy layer by layer."""
+    product = PLATFORMS[project.platform].profile
+    assert product
+    _run(project, [*_command(project), product])
+    return project.folder / product
+
+
+def _run(project: Project, arguments: Sequence[str]) -> None:
+    """Two builds of one folder wait for each other."""
+    tool, *arguments = arguments
     command: list[str | Path] = [toolchain.find(tool), *arguments]
     for needed in project.tools:
         toolchain.find(needed)
@@ -44,7 +58,6 @@ def build(project: Project) -> BuiltProject:
         made = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
     if made.returncode != 0:
         raise _build_error(project, made.stderr)
-    return built(project)
 
 
 def built(project: Project) -> BuiltProject:

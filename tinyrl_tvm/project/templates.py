@@ -49,6 +49,7 @@ def _holes(interface: Interface, vectors: Vectors, sources: list[str]) -> dict[s
         "action_type": C_TYPES[interface.action_dtype],
         "tolerance": interface.tolerance,
         "sources": sources,
+        "layers": interface.layers,
         "cmsis_nn_since": cmsis_nn.since(interface.cmsis_nn),
         "cmsis_nn_sources": cmsis_nn.sources(interface.cmsis_nn),
         "observations": observations.tolist(),

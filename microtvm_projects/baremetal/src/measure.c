@@ -34,6 +34,16 @@ static __attribute__((noinline)) uint32_t ticks_of_subject(void)
     return ticks_now() - start;
 }
 
+void console_instructions(uint32_t ticks, uint32_t calls)
+{
+    const uint64_t hundredths = (uint64_t)ticks * INSTRUCTIONS_PER_100_TICKS / calls;
+    const uint32_t whole = (uint32_t)(hundredths / 100), rest = (uint32_t)(hundredths % 100);
+    console_unsigned(whole);
+    console_text(rest < 10 ? ".0" : ".");
+    console_unsigned(rest);
+    console_text("\n");
+}
+
 void measure_instructions(void)
 {
     ticks_start();
@@ -49,13 +59,8 @@ void measure_instructions(void)
     ticks -= ticks_of_subject();
     ticks_stop();
 
-    const uint64_t hundredths = (uint64_t)ticks * INSTRUCTIONS_PER_100_TICKS / (rounds * N_VECTORS);
-    const uint32_t whole = (uint32_t)(hundredths / 100), rest = (uint32_t)(hundredths % 100);
     console_text("instructions per inference: ");
-    console_unsigned(whole);
-    console_text(rest < 10 ? ".0" : ".");
-    console_unsigned(rest);
-    console_text("\n");
+    console_instructions(ticks, rounds * N_VECTORS);
 }
 
 /* Paint everything below this frame, call, and look for the lowest word that lost its paint. */

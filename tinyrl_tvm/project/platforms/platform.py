@@ -12,6 +12,7 @@ from tinyrl_tvm.errors import TinyrlError, unknown_name
 Options = Mapping[str, str]
 
 REPLAY_FILES = ("console.c", "console.h", "replay.c", "replay.h", "vectors.c.jinja", "vectors.h.jinja")
+PROFILE_FILES = ("profile/profile.c", "profile/profile.h.jinja")
 
 
 def named(path: str, name: str) -> str:
@@ -48,7 +49,8 @@ class Layout:
 class Platform:
     """A way to build a project.
 
-    `command` is its own build tool, with holes as templates have them, `products` are what that leaves behind;
+    `command` is its own build tool, with holes as templates have them, `products` are what that leaves behind, `profile` what
+    it makes on demand to measure layer by layer, "" when it cannot;
     `borrows` are other platforms' templates, and where they go. What the options decide are functions of them: `tools`
     of `toolchain.TOOLS` that build it, the compiler first; `target`, the core that the project is for, None when any will
     do; `leaves_out`, folders of its templates; `holes` of its templates, also by their paths. `builds_cmsis_nn` tells that
@@ -59,6 +61,7 @@ class Platform:
     summary: str
     products: tuple[str, ...]
     layout: Layout = Layout()
+    profile: str = ""
     borrows: Mapping[str, str] = field(default_factory=dict)
     options: tuple[Option, ...] = ()
     command: tuple[str, ...] = ("make",)
