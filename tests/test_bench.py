@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import re
@@ -187,7 +188,7 @@ def test_firmware_and_its_reference_run_where_the_farm_says(trained: Path) -> No
 
     library = ModelLibrary.load(trained / "cartpole.tar")
     measure(library, [device_named(f"micro:{trained / 'project'}", library)], emulate=elsewhere)
-    assert boards == ["mps3-an547", "mps3-an547"]
+    assert boards == ["mps3-an547"] * 3  # the firmware, layer by layer, and the reference
 
 
 def test_a_project_for_another_core_stands_beside(trained: Path, tmp_path: Path) -> None:
@@ -245,6 +246,28 @@ def test_the_command_of_a_library_compiles_the_same_bytes(trained: Path, tmp_pat
     _, *words = Pedigree.of(library).command
     subprocess.run([sys.executable, "-m", "tinyrl_tvm", *words], cwd=tmp_path, check=True, capture_output=True)
     assert (tmp_path / "cartpole.tar").read_bytes() == (trained / "cartpole.tar").read_bytes()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_is_no_wider_than_its_window(
+    width: int, trained: Path, whole: tuple[dict, Page], tmp_path: Path
+) -> None:
+    """In a frame, for no window of Chromium's is as narrow as a telephone. What is wider scrolls in a box of its own."""
+    chromium = shutil.which("chromium")
+    assert chromium, "apt-get install chromium"
+    page = html.escape((trained / "report.html").read_text())
+    root = "f.contentDocument.documentElement"
+    measured = f"document.title = [{root}.clientWidth, {root}.scrollWidth, f.contentDocument.title].join(' | ')"
+    frame = (
+        f'<iframe id="f" style="border: 0" width="{width}" height="800" srcdoc="{page}" onload="{measured}"></iframe>'
+    )
+    (tmp_path / "frame.html").write_text(f"<!DOCTYPE html><title>nothing</title><body>{frame}")
+    options = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'user'}", "--dump-dom")
+    address = (tmp_path / "frame.html").as_uri()
+    dom = subprocess.run([chromium, *options, address], capture_output=True, text=True, check=True, timeout=120).stdout
+    found = re.search(r"<title>(\d+) \| (\d+) \| cartpole: PASS, int8 on cortex-m55</title>", dom)
+    assert found, dom[:200]
+    assert width - 20 <= int(found[1]) == int(found[2])  # less the scrollbar of the frame
 
 
 @pytest.mark.parametrize(

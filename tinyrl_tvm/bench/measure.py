@@ -183,7 +183,8 @@ def measure(
     for device in devices:
         progress(f"measure {device.name}")
         if device.project is None:
-            runs.append(_here(device, library, policy))
+            # instructions do not vary: the clock tells layers apart where nothing counts those
+            runs.append(_here(device, library, policy, profiled=not players))
         else:
             # one float policy's episodes are as good as another's: the first device's are shown with all
             played_float = policy if players and device is players[0] else None
@@ -198,8 +199,8 @@ def _with_float_returns(runs: list[Run]) -> list[Run]:
     ]
 
 
-def _here(device: Device, library: ModelLibrary, policy: Path | None) -> Run:
-    measured = host.run(library, timed=True)
+def _here(device: Device, library: ModelLibrary, policy: Path | None, profiled: bool) -> Run:
+    measured = host.run(library, timed=True, profiled=profiled and bool(Interface.of(library).layers))
     interface, precision = Interface.of(library), Pedigree.of(library).precision
     vectors = Vectors.of(library)
     reference = None if policy is None else _onnxruntime_time(policy, interface, vectors)
@@ -208,7 +209,7 @@ def _here(device: Device, library: ModelLibrary, policy: Path | None) -> Run:
 
 
 def _on_project(name: str, project: Project, emulate: Emulate, loop: Loop | None, policy: Path | None) -> Run:
-    measured = _measured(project, emulate)
+    measured = _measured(project, emulate, profiled=bool(project.interface.layers))
     vectors = Vectors.of(project.library)
     if len(vectors.answers) != len(measured.actions):  # a device that takes nothing but what the project carries
         vectors = vectors.carried
@@ -235,13 +236,14 @@ def _tools(project: Project) -> tuple[str, ...]:
     return (*project.tools, *([qemu.board_of(project).architecture.emulator] if emulated else []))
 
 
-def _measured(project: Project, emulate: Emulate) -> Measurement:
+def _measured(project: Project, emulate: Emulate, profiled: bool = False) -> Measurement:
     try:
         projects.built(project)
     except TinyrlError:
         projects.build(project)
     if micro.RUNS.get(project.platform) is qemu.run:
-        return qemu.run(project, emulate=emulate)
+        profiled = profiled and project.platform in micro.PROFILED
+        return qemu.run(project, profiled=profiled, emulate=emulate)
     return micro.run(project, timed=True)
 
 

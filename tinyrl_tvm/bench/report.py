@@ -25,7 +25,7 @@ from tinyrl_tvm.bench.measure import MICRO, Bench, Run
 from tinyrl_tvm.bench.pedigree import Pedigree
 from tinyrl_tvm.device.closed_loop import ClosedLoop
 from tinyrl_tvm.device.measurement import PASS
-from tinyrl_tvm.interface import Interface, Vectors
+from tinyrl_tvm.interface import Interface, Layer, Vectors
 
 MOST_PLOTS = 6  # of actions; the table has them all
 MOST_OBSERVATIONS = 64  # rows of a table of observations: those that leave their range come first
@@ -84,8 +84,8 @@ def render(bench: Bench, library_path: Path, command: Sequence[str]) -> bytes:
         observations=_observations(bench, interface),
         loops=[(run, _returns_plot(index, run)) for index, run in enumerate(bench.runs) if run.loop],
         bars=[(run, _bars(run)) for run in bench.runs if run.memory],
-        layers=_layers(interface),
-        layers_on=None,
+        layers=interface.layers,
+        layer_tables=[_layer_table(run) for run in bench.runs if run.measured.profile] or [_sizes(interface)],
         shown=_shown(bench),
         most_plots=MOST_PLOTS,
         no_worse=_no_worse,
@@ -107,15 +107,26 @@ class Shown:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """A layer of the library, and its part of all layers' bytes."""
+    """A layer, what it costs on a device, None where that was not measured, and its parts of the whole."""
 
     summary: str
     function: str
-    place: str
-    reason: str
+    cost: float | None
+    cost_percent: float
     parameter_bytes: int
     parameter_percent: float
     output_length: int
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """`rest` is what no layer has of an inference."""
+
+    device: str
+    unit: str
+    rows: tuple[LayerRow, ...]
+    rest: float | None = None
+    rest_percent: float = 0.0
 
 
 def _shown(bench: Bench) -> Shown:
@@ -127,20 +138,26 @@ def _shown(bench: Bench) -> Shown:
     )
 
 
-def _layers(interface: Interface) -> list[LayerRow]:
+def _layer_table(run: Run) -> LayerTable:
+    profile = run.measured.profile
+    assert profile is not None
+    total = sum(layer.parameter_bytes for layer in profile.layers) or 1
+    rows = tuple(
+        _layer_row(layer, total, cost, 100 * profile.share(cost))
+        for layer, cost in zip(profile.layers, profile.costs, strict=True)
+    )
+    return LayerTable(run.device, profile.unit, rows, profile.rest, 100 * profile.share(profile.rest))
+
+
+def _sizes(interface: Interface) -> LayerTable:
+    """What is known without a device."""
     total = sum(layer.parameter_bytes for layer in interface.layers) or 1
-    return [
-        LayerRow(
-            layer.summary,
-            layer.function,
-            f"CMSIS-NN, {layer.place}" if layer.in_cmsis_nn else f"our kernels, {layer.place}",
-            layer.reason,
-            layer.parameter_bytes,
-            100 * layer.parameter_bytes / total,
-            layer.output_length,
-        )
-        for layer in interface.layers
-    ]
+    return LayerTable("", "", tuple(_layer_row(layer, total, None, 0.0) for layer in interface.layers))
+
+
+def _layer_row(layer: Layer, total: int, cost: float | None, cost_percent: float) -> LayerRow:
+    part = 100 * layer.parameter_bytes / total
+    return LayerRow(layer.summary, layer.function, cost, cost_percent, layer.parameter_bytes, part, layer.output_length)
 
 
 def _no_worse(loop: ClosedLoop) -> int:
