@@ -16,6 +16,7 @@ from tinyrl_tvm.calibrate import Observations, read_observations, split_inputs
 from tinyrl_tvm.cmsis_nn import FullyConnected
 from tinyrl_tvm.errors import TinyrlError, UnsupportedOp, unknown_name
 from tinyrl_tvm.library import ModelLibrary
+from tinyrl_tvm.memory import NO_BUDGET, Budget, Contract
 from tinyrl_tvm.policy import Policy, TensorSpec, c_names
 from tinyrl_tvm.records import Records
 from tinyrl_tvm.targets import Target, target_named
@@ -32,14 +33,6 @@ if TYPE_CHECKING:
     from tinyrl_tvm.reference import Expectations
 
 PRECISIONS = ("int8", "float32")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Bytes the policy may take of a chip; None where the user set no limit."""
-
-    flash_bytes: int | None = None
-    ram_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +106,7 @@ def compile_policy(
     output: str | None = None,
     module_name: str | None = None,
     tuning_records: Path | None = None,
-    budget: Budget = Budget(),
+    budget: Budget = NO_BUDGET,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Compiled:
     """Compile the policy in `path`. `precision` is int8 when there is `calibration` or the model is quantised already, else
@@ -170,7 +163,7 @@ def compile_policy(
     placed, placed_notes = _placed(kernels, core, records, asked=tuning_records is not None)
     reasons = tuple(offload.reason for offload in decided)
     program = _program(simple, placed, core, precision, name, expected, reasons)
-    _check_budget(program, budget)
+    contract = _contract(program, budget)
 
     progress("print")
     library = archive(
@@ -188,6 +181,7 @@ def compile_policy(
             "command": _command(policy, core, cmsis_nn, precision, calibration, output, name, tuning_records),
             "clipped": [asdict(layer) for layer in clips],
             "observed": _observed(observations),
+            "memory": contract.to_json(),
         },
     )
     notes = (
@@ -197,6 +191,7 @@ def compile_policy(
         *expected.notes,
         *records.notes,
         *placed_notes,
+        *contract.doubts,
     )
     stages = {"relax": _relax_stages(policy, simple.module, graph, lowered), **_stages(program, library)}
     own = tuple(kernel for kernel in kernels if not isinstance(kernel, FullyConnected))
@@ -353,20 +348,16 @@ def _program(
     return Program(name, core, precision, policy.inputs, action, kernels, pedigree, reasons)
 
 
-def _check_budget(program: Program, budget: Budget) -> None:
-    """Refuse before printing what cannot fit. Code comes on top; a project's build measures both."""
-    steps, workspace_bytes = program.plan
-    if budget.flash_bytes is not None and program.parameter_bytes > budget.flash_bytes:
-        largest = max(steps, key=lambda step: step.placed.parameter_bytes)
-        advice = "try --precision int8 with --calibration" if program.precision == "float32" else "try smaller layers"
-        raise TinyrlError(
-            f"the parameters need {program.parameter_bytes:,} B, --flash gives {budget.flash_bytes:,} B; the largest is "
-            f"'{largest.placed.summary}' with {largest.placed.parameter_bytes:,} B; {advice}"
-        )
-    if budget.ram_bytes is not None and workspace_bytes > budget.ram_bytes:
-        raise TinyrlError(
-            f"the workspace needs {workspace_bytes:,} B, --ram gives {budget.ram_bytes:,} B; try narrower layers"
-        )
+def _contract(program: Program, budget: Budget) -> Contract:
+    """What the policy will take, refused before printing where the budget cannot be met."""
+    from tinyrl_tvm.emit.footprint import predict
+
+    contract = replace(predict(program), budget=budget)
+    smaller = "a smaller network"
+    contract.refuse_excess(
+        f"try --precision int8 with --calibration, or {smaller}" if program.precision == "float32" else f"try {smaller}"
+    )
+    return contract
 
 
 def _relax_stages(policy: Policy, simple: IRModule, graph: IRModule, lowered: IRModule) -> str:

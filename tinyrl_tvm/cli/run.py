@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json, say_table
+from tinyrl_tvm.cli.contract import refuse_broken, say_painted
 from tinyrl_tvm.errors import TinyrlError, unknown_name
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from tinyrl_tvm.device.measurement import Measurement
     from tinyrl_tvm.device.profile import Profile
+    from tinyrl_tvm.memory import Memory
     from tinyrl_tvm.project import Project
 
 DEVICES = ("cpu", "micro")
@@ -86,6 +88,7 @@ def run_verb(
       max_abs_error                        of continuous actions: the largest distance from the float policy's
       instructions_per_inference           instructions, never cycles or time
       flash_bytes, ram_bytes, stack_bytes  the policy's alone
+      memory {}                            as 'micro build' has it, with the stack's painted_bytes
       wall_time_ns_median, _low, _high     with --print-time or --profile; the 10th and the 90th percentile
       profile                              with --profile: unit, inference, rest (in no layer), layers [{function, summary,
                                            place, parameter_bytes, cost, share}]
@@ -113,14 +116,18 @@ def run_verb(
     with progress() as begin:
         begin("build and run")
         measured = (_on_cpu if device == "cpu" else _on_micro)(path, inputs, print_time, profile)
+        memory = _memory(path, measured) if device == "micro" else None
     if outputs is not None:
         _write_actions(outputs, measured.actions)
     if as_json:
-        say_json(measured.to_json())
+        say_json(measured.to_json() | {"memory": memory.to_json() if memory else None})
     else:
         _say(measured, print_time)
+        if memory:
+            say_painted(memory)
     if measured.parity != "PASS":
         ctx.exit(1)
+    refuse_broken(memory)
 
 
 def _device(path: Path, device: str | None) -> str:
@@ -158,6 +165,15 @@ def _on_micro(path: Path, inputs: Path | None, timed: bool, profiled: bool) -> M
         micro.refuse_unprofiled(project)  # before a build that may take long, or miss a tool
     _build_unless_built(project)
     return micro.run(project, observations, timed=timed, profiled=profiled)
+
+
+def _memory(path: Path, measured: Measurement) -> Memory | None:
+    """The contract of the project beside what was linked and what was painted."""
+    from tinyrl_tvm import project as projects
+    from tinyrl_tvm.device.memory import measure
+
+    memory = measure(projects.built(projects.load(path))) if measured.stack_bytes is not None else None
+    return memory.with_painted(measured.stack_bytes) if memory and measured.stack_bytes is not None else None
 
 
 def _build_unless_built(project: Project) -> None:
