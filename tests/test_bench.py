@@ -225,6 +225,35 @@ def test_the_page_has_the_numbers_that_were_measured(whole: tuple[dict, Page]) -
     assert "mean return 500" in page.said
 
 
+def test_the_page_has_what_each_layer_and_each_part_of_memory_takes(whole: tuple[dict, Page]) -> None:
+    _, micro = whole[0]["devices"]
+    page = whole[1].said
+    assert len(micro["profile"]["layers"]) == 4
+    for layer in micro["profile"]["layers"]:
+        cost = f"{layer['cost']:,.0f}"
+        assert re.search(rf"{re.escape(layer['function'])} {cost} \S+ % {layer['parameter_bytes']:,} ", page), layer
+    memory = micro["memory"]
+    assert memory["flash"]["measured_bytes"] == micro["flash_bytes"]
+    assert (
+        f"flash {memory['flash']['predicted_bytes']:,} ± {memory['flash']['margin_bytes']:,} {micro['flash_bytes']:,}"
+        in page
+    )
+    assert "The memory contract holds" in page
+
+
+def test_a_memory_contract_that_does_not_hold_is_exit_1_and_on_the_page(trained: Path, tmp_path: Path) -> None:
+    library = ModelLibrary.load(trained / "cartpole.tar")
+    memory = library.interface["memory"]
+    memory["ram"] |= {"predicted_bytes": 64, "contributors": [{"name": "workspace", "bytes": 64, "margin_bytes": 0}]}
+    path = library_at(tmp_path / "cartpole.tar", with_interface(library, memory=memory))
+    done("micro", "create", tmp_path / "project", path, "baremetal")
+    result = tinyrl("bench", path, "--device", f"micro:{tmp_path / 'project'}", "-o", tmp_path / "report.html")
+    sentence = "the policy takes 128 B of RAM, 64 B were predicted with a margin of 0 B"
+    assert result.exit_code == 1
+    assert sentence in result.stderr
+    assert f"The memory contract does not hold: {sentence}" in page_of(tmp_path / "report.html").said
+
+
 def test_the_page_says_how_to_do_it_again(trained: Path, whole: tuple[dict, Page]) -> None:
     _, page = whole
     library, project = trained / "cartpole.tar", trained / "project"

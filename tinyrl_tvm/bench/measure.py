@@ -19,7 +19,7 @@ from typing import Any
 
 from tinyrl_tvm import project as projects
 from tinyrl_tvm.bench.pedigree import Pedigree
-from tinyrl_tvm.device import host, micro, qemu
+from tinyrl_tvm.device import host, memory, micro, qemu
 from tinyrl_tvm.device.closed_loop import ClosedLoop, close_loop
 from tinyrl_tvm.device.elf import Footprint, footprint
 from tinyrl_tvm.device.emulator import Emulate, emulate
@@ -27,6 +27,7 @@ from tinyrl_tvm.device.measurement import FAIL, PASS, Measurement, WallTime
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.interface import Interface, Vectors
 from tinyrl_tvm.library import ModelLibrary
+from tinyrl_tvm.memory import Memory
 from tinyrl_tvm.project import Project
 from tinyrl_tvm.targets import Board
 
@@ -43,18 +44,20 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes of a bare-metal firmware: what the board has, what the whole firmware takes, and of that the policy."""
+class Firmware:
+    """Bytes of a bare-metal firmware: the board it is for, what all of it takes, of that the policy, and the policy's memory
+    contract, None in a library without one."""
 
     board: Board
-    firmware: Footprint
+    whole: Footprint
     policy: Footprint
     stack_bytes: int | None
+    contract: Memory | None
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One device: what it answered and took, its references, its memory, and its closed loop; None where not measured.
+    """One device: what it answered and took, its references, its firmware, and its closed loop; None where not measured.
     `tools` built and ran it, by names in `toolchain.TOOLS`."""
 
     device: str
@@ -67,7 +70,7 @@ class Run:
     project: Project | None = field(default=None, repr=False)
     portable: Measurement | None = None
     onnxruntime: WallTime | None = None
-    memory: Memory | None = None
+    firmware: Firmware | None = None
     loop: ClosedLoop | None = None
 
     @property
@@ -95,6 +98,7 @@ class Run:
                 self.portable.instructions_per_inference if self.portable else None
             ),
             "portable_parity": self.portable.parity if self.portable else None,
+            "memory": self.firmware.contract.to_json() if self.firmware and self.firmware.contract else None,
             "instructions_ratio": self.instructions_ratio,
             "onnxruntime_ns_median": self.onnxruntime.median_ns if self.onnxruntime else None,
             "time_ratio": self.time_ratio,
@@ -116,6 +120,12 @@ class Bench:
         """Of the references too: a wrong one is no reference."""
         said = [measured.parity for run in self.runs for measured in (run.measured, run.portable) if measured]
         return PASS if all(parity == PASS for parity in said) else FAIL
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """A sentence for every memory contract that does not hold."""
+        contracts = ((run.device, run.firmware.contract) for run in self.runs if run.firmware)
+        return tuple(f"{device}: {said}" for device, contract in contracts if contract and (said := contract.broken()))
 
     @property
     def lead(self) -> Run:
@@ -224,7 +234,7 @@ def _on_project(name: str, project: Project, emulate: Emulate, loop: Loop | None
         _tools(project),
         project,
         portable=_portable(project, emulate) if baremetal else None,
-        memory=_memory(project, measured) if baremetal else None,
+        firmware=_firmware(project, measured) if baremetal else None,
         loop=close_loop(project, loop.environment, episodes=loop.episodes, policy=policy)
         if loop and baremetal
         else None,
@@ -260,10 +270,14 @@ def _portable(project: Project, emulate: Emulate) -> Measurement | None:
         return _measured(twin, emulate)
 
 
-def _memory(project: Project, measured: Measurement) -> Memory:
-    firmware, empty = (footprint(product) for product in projects.built(project).products)
+def _firmware(project: Project, measured: Measurement) -> Firmware:
+    built = projects.built(project)
+    whole, empty = (footprint(product) for product in built.products)
     assert project.board is not None
-    return Memory(project.board, firmware, firmware - empty, measured.stack_bytes)
+    assert measured.stack_bytes is not None
+    contract = memory.measure(built)
+    painted = contract.with_painted(measured.stack_bytes) if contract else None
+    return Firmware(project.board, whole, whole - empty, measured.stack_bytes, painted)
 
 
 def _check_policy(path: Path, library: ModelLibrary) -> None:

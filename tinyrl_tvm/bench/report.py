@@ -26,6 +26,7 @@ from tinyrl_tvm.bench.pedigree import Pedigree
 from tinyrl_tvm.device.closed_loop import ClosedLoop
 from tinyrl_tvm.device.measurement import PASS
 from tinyrl_tvm.interface import Interface, Layer, Vectors
+from tinyrl_tvm.memory import IN_PROSE
 
 MOST_PLOTS = 6  # of actions; the table has them all
 MOST_OBSERVATIONS = 64  # rows of a table of observations: those that leave their range come first
@@ -83,11 +84,13 @@ def render(bench: Bench, library_path: Path, command: Sequence[str]) -> bytes:
         compared=[_compared(index, runs) for index, runs in enumerate(_same_answers(bench.runs))],
         observations=_observations(bench, interface),
         loops=[(run, _returns_plot(index, run)) for index, run in enumerate(bench.runs) if run.loop],
-        bars=[(run, _bars(run)) for run in bench.runs if run.memory],
+        bars=[(run, _bars(run)) for run in bench.runs if run.firmware],
         layers=interface.layers,
         layer_tables=[_layer_table(run) for run in bench.runs if run.measured.profile] or [_sizes(interface)],
         shown=_shown(bench),
         most_plots=MOST_PLOTS,
+        resources=IN_PROSE,
+        budgeted=lambda memory: any(memory.contract.budget.of(resource) is not None for resource in IN_PROSE),
         no_worse=_no_worse,
         commands=_commands(bench, library_path, command),
         tools=_tools(bench),
@@ -245,13 +248,13 @@ def _returns_plot(index: int, run: Run) -> Markup:
 
 
 def _bars(run: Run) -> list[Bar]:
-    memory = run.memory
-    assert memory is not None
-    stack = memory.stack_bytes or 0
-    ram, of_policy = memory.firmware.ram_bytes + stack, memory.policy.ram_bytes + stack
+    firmware = run.firmware
+    assert firmware is not None
+    stack, board = firmware.stack_bytes or 0, firmware.board
+    ram, of_policy = firmware.whole.ram_bytes + stack, firmware.policy.ram_bytes + stack
     return [
-        Bar("Flash", memory.firmware.flash_bytes, memory.policy.flash_bytes, memory.board.flash_bytes),
-        Bar("RAM, stack included", ram, of_policy, memory.board.ram_bytes),
+        Bar("Flash", firmware.whole.flash_bytes, firmware.policy.flash_bytes, board.flash_bytes),
+        Bar("RAM, stack included", ram, of_policy, board.ram_bytes),
     ]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json, say_table
+from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json, say_table, tell
 from tinyrl_tvm.errors import TinyrlError
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def bench_verb(
     first when they are not. A project may be for another core, or in another precision.
 
     Beside each device stands a reference from the same run: on a bare-metal board the library's portable C on the same
-    board, on this machine ONNX Runtime with --policy. Exit status 1 when an answer is not the one that must come out.
+    board, on this machine ONNX Runtime with --policy. Exit status 1 when an answer is not the one that must come out,
+    or a memory contract does not hold.
 
     \b
     --json: module, source, sha256, parity, report (the path), devices [{...}]; of each device what 'run --json' prints, and
@@ -95,7 +96,9 @@ def bench_verb(
         say_json({**bench.to_json(), "report": str(output_file) if output_file else None})
     else:
         _say(bench, output_file)
-    if bench.parity != "PASS":
+    for sentence in bench.broken:
+        tell(sentence)
+    if bench.parity != "PASS" or bench.broken:
         ctx.exit(1)
 
 
