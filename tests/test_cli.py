@@ -142,7 +142,8 @@ def test_two_commands_lead_from_a_policy_to_parity_on_the_emulated_board() -> No
     assert re.search(
         r"^largest error against the float policy: 0\.0\d+\n"
         r"instructions per inference: [\d,]+\.\d\d \(QEMU counts instructions, not time\)\n"
-        r"flash: [\d,]+ B\nRAM: [\d,]+ B\nstack: [\d,]+ B\n$",
+        r"flash: [\d,]+ B\nRAM: [\d,]+ B\nstack: (?P<stack>[\d,]+) B\n"
+        r"stack, three ways: [\d,]+ B predicted \(± \d+\), [\d,]+ B at most by its calls, (?P=stack) B painted\n$",
         ran,
         re.MULTILINE,
     )
@@ -608,7 +609,7 @@ def test_a_refused_compile_leaves_the_earlier_library(tmp_path: Path) -> None:
     written("p1.tar", b"earlier")
     assert_refused(
         (*COMPILE_P1, "-o", "p1.tar", "--ram", "64"),
-        "the workspace needs 128 B, --ram gives 64 B; try narrower layers",
+        "the policy needs 128 B of RAM, --ram gives 64 B; the largest parts are workspace (128 B); try a smaller network",
         tmp_path,
     )
 
@@ -617,8 +618,8 @@ def test_a_refused_compile_leaves_the_earlier_library(tmp_path: Path) -> None:
 def test_a_policy_too_large_for_the_flash_given_is_one_sentence(size: str, given: str, tmp_path: Path) -> None:
     assert_refused(
         (*COMPILE_P1, "--flash", size),
-        f"the parameters need 5,280 B, --flash gives {given} B; the largest is 'dense 64 -> 64, int8' with 4,352 B; "
-        "try smaller layers",
+        f"the policy needs at least 6,634 B of flash, --flash gives {given} B; the largest parts are dense2 parameters "
+        "(4,352 B), dense1 parameters (768 B) and dense2 code (678 B); try a smaller network",
         tmp_path,
     )
 

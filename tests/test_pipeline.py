@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from relay_passes.report import Change
 from tinyrl_tvm.device import host
 from tinyrl_tvm.errors import TinyrlError, UnsupportedOp
 from tinyrl_tvm.interface import Interface, Vectors
-from tinyrl_tvm.pipeline import Budget, Compiled, compile_policy, module_identifier
+from tinyrl_tvm.memory import RESOURCES, Budget, Contract
+from tinyrl_tvm.pipeline import Compiled, compile_policy, module_identifier
 from tinyrl_tvm.targets import TARGETS
 
 MODEL = dense_policy((6, 16, 12, 3), activation="Tanh")
@@ -88,24 +90,30 @@ def test_a_file_of_another_kind_is_refused_by_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["int8", "float32"])
-def test_a_policy_one_byte_over_its_budget_is_refused_and_one_at_it_is_not(precision: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"precision": precision, "calibration": rows_in(tmp_path)}
-    (main,) = compiled(tmp_path, **options).library.module["memory"]["functions"]["main"]
-    flash, ram = main["constants_size_bytes"], main["workspace_size_bytes"]
-    compiled(tmp_path, **options, budget=Budget(flash_bytes=flash, ram_bytes=ram))
-    advice = {"int8": "try smaller layers", "float32": "try --precision int8 with --calibration"}[precision]
-    largest = {"int8": "6 -> 16", "float32": "16 -> 12"}[
-        precision
-    ]  # int8's first layer has a table, and 16-bit weights
-    number = r"[0-9,]+"
-    assert re.fullmatch(
-        f"the parameters need {flash:,} B, --flash gives {flash - 1:,} B; "
-        f"the largest is 'dense {largest}, .*' with {number} B; {advice}",
-        error(tmp_path, **options, budget=Budget(flash_bytes=flash - 1)),
-    )
-    assert error(tmp_path, **options, budget=Budget(ram_bytes=ram - 1)) == (
-        f"the workspace needs {ram:,} B, --ram gives {ram - 1:,} B; try narrower layers"
-    )
+def test_a_budget_one_byte_short_is_refused_and_one_that_can_be_met_is_not(precision: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"target": "cortex-m55", "precision": precision, "calibration": rows_in(tmp_path)}
+    contract = Contract.of(compiled(tmp_path, **options).library)
+    assert contract is not None
+    flash, ram, stack = (contract.predicted(resource).least_bytes for resource in RESOURCES)
+    met = compiled(tmp_path, **options, budget=Budget(flash, ram, stack))
+    assert Contract.of(met.library) == replace(contract, budget=Budget(flash, ram, stack))
+    assert sum("'micro build' measures and decides" in note for note in met.notes) == 2  # RAM is exact
+    smaller = "a smaller network"
+    advice = f"try {'--precision int8 with --calibration, or ' * (precision == 'float32')}{smaller}"
+    part, number = r"\w+( parameters| code)? \([\d,]+ B\)", r"[0-9,]+"
+    for budget, sentence in {
+        Budget(
+            flash_bytes=flash - 1
+        ): f"at least {flash:,} B of flash, --flash gives {flash - 1:,} B; the largest parts "
+        f"are {part}, {part} and {part}; {advice}",
+        Budget(ram_bytes=ram - 1): f"{ram:,} B of RAM, --ram gives {ram - 1:,} B; the largest parts are "
+        rf"workspace \({ram:,} B\); {advice}",
+        Budget(
+            stack_bytes=stack - 1
+        ): f"at least {stack:,} B of stack, --stack gives {stack - 1:,} B; the largest parts "
+        rf"are \w+( frame)? \({number} B\) and \w+( frame)? \({number} B\); {advice}",
+    }.items():
+        assert re.fullmatch(f"the policy needs {sentence}", error(tmp_path, **options, budget=budget))
 
 
 def test_the_sizes_in_the_metadata_are_those_of_the_code(tmp_path: Path) -> None:

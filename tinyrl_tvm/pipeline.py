@@ -7,15 +7,16 @@ load -> passes on the float graph -> passes to int8 -> lower -> place kernels fo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tinyrl_tvm
-from tinyrl_tvm.calibrate import read_observations, split_inputs
+from tinyrl_tvm.calibrate import Observations, read_observations, split_inputs
 from tinyrl_tvm.cmsis_nn import FullyConnected
 from tinyrl_tvm.errors import TinyrlError, UnsupportedOp, unknown_name
 from tinyrl_tvm.library import ModelLibrary
+from tinyrl_tvm.memory import NO_BUDGET, Budget, Contract
 from tinyrl_tvm.policy import Policy, TensorSpec, c_names
 from tinyrl_tvm.records import Records
 from tinyrl_tvm.targets import Target, target_named
@@ -32,14 +33,6 @@ if TYPE_CHECKING:
     from tinyrl_tvm.reference import Expectations
 
 PRECISIONS = ("int8", "float32")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Bytes the policy may take of a chip; None where the user set no limit."""
-
-    flash_bytes: int | None = None
-    ram_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +106,7 @@ def compile_policy(
     output: str | None = None,
     module_name: str | None = None,
     tuning_records: Path | None = None,
-    budget: Budget = Budget(),
+    budget: Budget = NO_BUDGET,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Compiled:
     """Compile the policy in `path`. `precision` is int8 when there is `calibration` or the model is quantised already, else
@@ -127,6 +120,7 @@ def compile_policy(
 
     # these load TVM, which takes a second that `--help` and a bad option need not wait for
     from relay_passes.chain import UnsupportedGraph
+    from relay_passes.clipping import clipped
     from tinyrl_tvm.emit.archive import archive
     from tinyrl_tvm.kernels import kernels_of
     from tinyrl_tvm.reference import expectations
@@ -160,6 +154,7 @@ def compile_policy(
         changes += more
         vectors = split_inputs(observations.vectors, simple.inputs)
         expected = expectations(simple.module, graph, precision, vectors)
+        clips = clipped(simple.module, graph, *vectors) if precision == "int8" else ()
     except UnsupportedGraph as error:
         raise UnsupportedOp(f"'{policy.source}': {error}") from None
 
@@ -168,7 +163,7 @@ def compile_policy(
     placed, placed_notes = _placed(kernels, core, records, asked=tuning_records is not None)
     reasons = tuple(offload.reason for offload in decided)
     program = _program(simple, placed, core, precision, name, expected, reasons)
-    _check_budget(program, budget)
+    contract = _contract(program, budget)
 
     progress("print")
     library = archive(
@@ -179,7 +174,15 @@ def compile_policy(
             "expected": expected.actions,
             "float_action": expected.float_actions,
         },
-        {"tolerance": expected.tolerance, "source": policy.source, "sha256": policy.sha256},
+        {
+            "tolerance": expected.tolerance,
+            "source": policy.source,
+            "sha256": policy.sha256,
+            "command": _command(policy, core, cmsis_nn, precision, calibration, output, name, tuning_records),
+            "clipped": [asdict(layer) for layer in clips],
+            "observed": _observed(observations),
+            "memory": contract.to_json(),
+        },
     )
     notes = (
         *policy.notes,
@@ -188,6 +191,7 @@ def compile_policy(
         *expected.notes,
         *records.notes,
         *placed_notes,
+        *contract.doubts,
     )
     stages = {"relax": _relax_stages(policy, simple.module, graph, lowered), **_stages(program, library)}
     own = tuple(kernel for kernel in kernels if not isinstance(kernel, FullyConnected))
@@ -197,6 +201,34 @@ def compile_policy(
 def module_identifier(name: str) -> str:
     """A module's name as a C identifier: `cart-pole v1` is `cart_pole_v1`."""
     return c_names([name])[0]
+
+
+def _command(
+    policy: Policy,
+    core: Target,
+    cmsis_nn: bool,
+    precision: str,
+    calibration: Path | None,
+    output: str | None,
+    name: str,
+    tuning_records: Path | None,
+) -> list[str]:
+    """The words of the command that compiles the same again, for the report. Files without their folders: the same policy
+    gives the same bytes anywhere."""
+    target = ["cmsis-nn,c", f"--target-cmsis-nn-mcpu={core.name}"] if cmsis_nn else [core.name]
+    words = ["tinyrl-tvm", "compile", policy.source, "--target", *target, "--precision", precision]
+    words += ["--calibration", calibration.name] if calibration else []
+    words += ["--output", output] if output else []
+    words += ["--tuning-records", tuning_records.name] if tuning_records else []
+    return [*words, "--module-name", name, "-o", f"{name}.tar"]
+
+
+def _observed(observations: Observations) -> dict[str, list[float]] | None:
+    """The least and the greatest of every observation in the calibration rows."""
+    if observations.calibration is None:
+        return None
+    low, high = observations.calibration.min(axis=0), observations.calibration.max(axis=0)
+    return {"low": low.tolist(), "high": high.tolist()}
 
 
 def _precision(precision: str | None, calibration: Path | None, source: str, quantised: bool) -> tuple[str, str]:
@@ -316,20 +348,16 @@ def _program(
     return Program(name, core, precision, policy.inputs, action, kernels, pedigree, reasons)
 
 
-def _check_budget(program: Program, budget: Budget) -> None:
-    """Refuse before printing what cannot fit. Code comes on top; a project's build measures both."""
-    steps, workspace_bytes = program.plan
-    if budget.flash_bytes is not None and program.parameter_bytes > budget.flash_bytes:
-        largest = max(steps, key=lambda step: step.placed.parameter_bytes)
-        advice = "try --precision int8 with --calibration" if program.precision == "float32" else "try smaller layers"
-        raise TinyrlError(
-            f"the parameters need {program.parameter_bytes:,} B, --flash gives {budget.flash_bytes:,} B; the largest is "
-            f"'{largest.placed.summary}' with {largest.placed.parameter_bytes:,} B; {advice}"
-        )
-    if budget.ram_bytes is not None and workspace_bytes > budget.ram_bytes:
-        raise TinyrlError(
-            f"the workspace needs {workspace_bytes:,} B, --ram gives {budget.ram_bytes:,} B; try narrower layers"
-        )
+def _contract(program: Program, budget: Budget) -> Contract:
+    """What the policy will take, refused before printing where the budget cannot be met."""
+    from tinyrl_tvm.emit.footprint import predict
+
+    contract = replace(predict(program), budget=budget)
+    smaller = "a smaller network"
+    contract.refuse_excess(
+        f"try --precision int8 with --calibration, or {smaller}" if program.precision == "float32" else f"try {smaller}"
+    )
+    return contract
 
 
 def _relax_stages(policy: Policy, simple: IRModule, graph: IRModule, lowered: IRModule) -> str:

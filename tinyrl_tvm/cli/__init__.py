@@ -4,6 +4,7 @@
     compile.py   compile            micro.py     micro create, micro build
     run.py       run                machine.py   targets, doctor
     tune.py      tune               rpc.py       rpc-tracker, rpc-server
+    bench.py     bench
 
 Exit status: 0 done, 1 what the user can mend (one bare sentence on stderr) or PARITY FAIL, 2 words that no verb has, or
 too few of them, 130 stopped.
@@ -21,6 +22,7 @@ from typing import Any
 import click
 
 from tinyrl_tvm import __version__
+from tinyrl_tvm.cli.bench import bench_verb
 from tinyrl_tvm.cli.compile import compile_verb
 from tinyrl_tvm.cli.console import tell
 from tinyrl_tvm.cli.machine import doctor_verb, targets_verb
@@ -86,7 +88,17 @@ def cli() -> None:
     """
 
 
-for verb in (compile_verb, micro_verb, run_verb, tune_verb, tracker_verb, server_verb, targets_verb, doctor_verb):
+for verb in (
+    compile_verb,
+    micro_verb,
+    run_verb,
+    tune_verb,
+    bench_verb,
+    tracker_verb,
+    server_verb,
+    targets_verb,
+    doctor_verb,
+):
     cli.add_command(verb)
 
 

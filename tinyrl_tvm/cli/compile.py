@@ -61,8 +61,9 @@ class Size(click.ParamType):
     type=click.Path(path_type=Path),
     help="What 'tinyrl-tvm tune' found. Default: the records that ship for the target.",
 )
-@click.option("--flash", type=Size(), help="Refuse parameters that need more, e.g. 128K.")
-@click.option("--ram", type=Size(), help="Refuse a workspace that needs more, e.g. 32K.")
+@click.option("--flash", type=Size(), help="What parameters and code may take, e.g. 128K; kept by 'micro build'.")
+@click.option("--ram", type=Size(), help="What the workspace may take, e.g. 32K.")
+@click.option("--stack", type=Size(), help="What a call may take of the stack, e.g. 4K.")
 @click.option("--dump-code", metavar="STAGE,...", help=f"Also write OUT.STAGE for: {', '.join(STAGES)}.")
 @click.option(
     "--dump-offloads",
@@ -85,6 +86,7 @@ def compile_verb(
     tuning_records: Path | None,
     flash: int | None,
     ram: int | None,
+    stack: int | None,
     dump_code: str | None,
     dump_offloads: Path | None,
     as_json: bool,
@@ -105,6 +107,7 @@ def compile_verb(
     \b
     --json: library, module, target, precision, source, sha256, inputs, action, parameter_bytes, workspace_bytes,
       library_bytes, test_vectors, dumped {stage: path}, notes [], offloads [{kernel, function, reason}],
+      memory {flash, ram, stack: {predicted_bytes, margin_bytes, budget_bytes, contributors []}},
       passes [{pass, removed, added, saved_operators, saved_bytes}]
     """
     if target is None:
@@ -126,7 +129,8 @@ def compile_verb(
     with progress(verbose) as begin:
         begin("load the compiler")
         from tinyrl_tvm.library import write_whole
-        from tinyrl_tvm.pipeline import Budget, compile_policy
+        from tinyrl_tvm.memory import Budget
+        from tinyrl_tvm.pipeline import compile_policy
 
         compiled = compile_policy(
             policy,
@@ -137,7 +141,7 @@ def compile_verb(
             output=output,
             module_name=module_name,
             tuning_records=tuning_records,
-            budget=Budget(flash, ram),
+            budget=Budget(flash, ram, stack),
             progress=begin,
         )
     for stage, path in dumps.items():
@@ -188,6 +192,7 @@ def _answer(compiled: Compiled, library_path: Path, dumps: dict[str, Path]) -> d
         "action": interface["action"],
         "parameter_bytes": memory["constants_size_bytes"],
         "workspace_bytes": memory["workspace_size_bytes"],
+        "memory": interface["memory"],
         "library_bytes": library_path.stat().st_size,
         "test_vectors": interface["test_vectors"],
         "dumped": {stage: str(path) for stage, path in dumps.items()},
@@ -216,6 +221,11 @@ def _say(answer: dict[str, Any], dumps: dict[str, Path], changes: tuple[Change, 
         say(f"note: {note}")
     say(f"precision: {answer['precision']} ({reason})")
     say(f"parameters: {answer['parameter_bytes']:,} B, workspace: {answer['workspace_bytes']:,} B")
+    flash, stack = answer["memory"]["flash"], answer["memory"]["stack"]
+    say(
+        f"predicted: flash {flash['predicted_bytes']:,} ± {flash['margin_bytes']:,} B, "
+        f"stack {stack['predicted_bytes']:,} ± {stack['margin_bytes']:,} B"
+    )
     for stage, path in dumps.items():
         empty = "" if path.stat().st_size else ", empty: this target has C alone"
         say(f"{stage}: '{path}'{empty}")

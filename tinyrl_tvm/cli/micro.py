@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tinyrl_tvm.cli.console import json_option, progress, say, say_json, say_table
+from tinyrl_tvm.cli.contract import memory_of, refuse_broken, say_memory, say_painted
 from tinyrl_tvm.cli.run import BAUD, build_unless_built
 
 if TYPE_CHECKING:
@@ -99,17 +100,22 @@ def create_verb(folder: Path, library: Path, platform: str, force: bool, options
 def build_verb(folder: Path, as_json: bool) -> None:
     """Build the project in DIR.
 
-    Flash and RAM are those of the policy: the firmware minus the same firmware without the call of the policy.
+    Flash and RAM are those of the policy: the firmware minus the same firmware without the call of the policy. On baremetal
+    the build fails when they or the stack are over the budget that the policy was compiled for, or far from what compile
+    predicted.
 
     \b
-    --json: project, platform, options {}, products [], flash_bytes, ram_bytes; both null but on baremetal
+    --json: project, platform, options {}, products [], flash_bytes, ram_bytes, both null but on baremetal;
+      memory {flash, ram, stack: {predicted_bytes, margin_bytes, measured_bytes, budget_bytes, contributors []}}
     """
     from tinyrl_tvm import project as projects
     from tinyrl_tvm.device.elf import cost_of_policy
+    from tinyrl_tvm.device.memory import measure
 
     with progress() as begin:
         begin("build")
         built = projects.build(projects.load(folder))
+        memory = measure(built)
     cost = cost_of_policy(built) if built.project.platform == "baremetal" else None
     if as_json:
         say_json(
@@ -120,14 +126,19 @@ def build_verb(folder: Path, as_json: bool) -> None:
                 "products": [str(path) for path in built.products],
                 "flash_bytes": cost.flash_bytes if cost else None,
                 "ram_bytes": cost.ram_bytes if cost else None,
+                "memory": memory.to_json() if memory else None,
             }
         )
+        refuse_broken(memory)
         return
     for path in built.products:
         say(f"built '{path}'")
     if cost:
         say(f"flash: {cost.flash_bytes:,} B")
         say(f"RAM: {cost.ram_bytes:,} B")
+    if memory:
+        say_memory(memory)
+    refuse_broken(memory)
     say(f"next: tinyrl-tvm run --device micro {folder}")
 
 
@@ -176,13 +187,17 @@ def test_verb(ctx: click.Context, folder: Path, port: str | None, baud: int, as_
         begin("build and run")
         build_unless_built(project)
         measured = micro.run(project, port=Port(port, baud) if port else None)
+        memory = None if port else memory_of(folder, measured)
     if as_json:
-        say_json(measured.to_json())
+        say_json(measured.to_json() | {"memory": memory.to_json() if memory else None})
     else:
         rows = [(check, said) for check, said in _checks(measured) if said is not None]
         say_table(f"{project.interface.name} on {measured.device}", ("check", "result"), rows)
+        if memory:
+            say_painted(memory)
     if measured.parity != "PASS":
         ctx.exit(1)
+    refuse_broken(memory)
 
 
 def _checks(measured: Measurement) -> Iterator[tuple[str, str | None]]:

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json, say_table, tell
+from tinyrl_tvm.cli.contract import memory_of, refuse_broken, say_painted
 from tinyrl_tvm.errors import TinyrlError, unknown_name
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def run_verb(
       clock_hz, us_at_an_instruction_a_cycle   the emulated board's clock, and what follows from it: no measurement
       ticks_per_inference                  with --port: of the board's own counter
       flash_bytes, ram_bytes, stack_bytes  the policy's alone
+      memory {}                            as 'micro build' has it, with the stack's painted_bytes
       wall_time_ns_median, _low, _high     with --print-time or --profile; the 10th and the 90th percentile
       profile                              with --profile: unit, inference, rest (in no layer), layers [{function, summary,
                                            place, parameter_bytes, cost, share}]
@@ -168,14 +170,18 @@ def run_verb(
             measured = _on_cpu(path, inputs, print_time, profile)
         else:
             measured = _on_micro(path, inputs, print_time, profile, rpc_tracker, rpc_key, board_port)
+        memory = memory_of(path, measured) if device == "micro" else None
     if outputs is not None:
         _write_actions(outputs, measured.actions)
     if as_json:
-        say_json(measured.to_json())
+        say_json(measured.to_json() | {"memory": memory.to_json() if memory else None})
     else:
         _say(measured, print_time)
+        if memory:
+            say_painted(memory)
     if measured.parity != "PASS":
         ctx.exit(1)
+    refuse_broken(memory)
 
 
 def _refuse_at_odds(ctx: click.Context, device: str) -> None:

@@ -23,6 +23,16 @@ class Footprint:
         return Footprint(self.flash_bytes - other.flash_bytes, self.ram_bytes - other.ram_bytes)
 
 
+@dataclass(frozen=True)
+class Section:
+    """Data is in both: its initial values are in flash."""
+
+    name: str
+    n_bytes: int
+    in_flash: bool
+    in_ram: bool
+
+
 def cost_of_policy(built: BuiltProject) -> Footprint:
     """Of a bare-metal build: its firmware minus its empty firmware."""
     firmware, empty = built.products
@@ -30,18 +40,26 @@ def cost_of_policy(built: BuiltProject) -> Footprint:
 
 
 def footprint(path: Path) -> Footprint:
+    placed = sections(path)
+    return Footprint(
+        flash_bytes=sum(section.n_bytes for section in placed if section.in_flash),
+        ram_bytes=sum(section.n_bytes for section in placed if section.in_ram),
+    )
+
+
+def sections(path: Path) -> tuple[Section, ...]:
+    """Those that are in memory when the program runs."""
     from elftools.elf.constants import SH_FLAGS
     from elftools.elf.elffile import ELFFile
 
-    text = data = bss = 0
     with path.open("rb") as stream:
-        for section in ELFFile(stream).iter_sections():
-            if not section["sh_flags"] & SH_FLAGS.SHF_ALLOC:
-                continue
-            if section["sh_type"] == "SHT_NOBITS":
-                bss += section["sh_size"]
-            elif section["sh_flags"] & SH_FLAGS.SHF_WRITE:
-                data += section["sh_size"]
-            else:
-                text += section["sh_size"]
-    return Footprint(flash_bytes=text + data, ram_bytes=data + bss)
+        kept = [section for section in ELFFile(stream).iter_sections() if section["sh_flags"] & SH_FLAGS.SHF_ALLOC]
+    return tuple(
+        Section(
+            section.name,
+            section["sh_size"],
+            in_flash=section["sh_type"] != "SHT_NOBITS",
+            in_ram=section["sh_type"] == "SHT_NOBITS" or bool(section["sh_flags"] & SH_FLAGS.SHF_WRITE),
+        )
+        for section in kept
+    )

@@ -42,6 +42,13 @@ def function_text(listing: str, name: str) -> str:
     return text if riscv else _as_both_spell_it(text)
 
 
+def instructions(listing: str, name: str) -> list[tuple[str, str]]:
+    """Mnemonic and operands of every instruction of the function `name`."""
+    riscv = _RISCV.search(listing) is not None
+    words = (line.split(None, 1) for line in _function(_statements(listing, "#" if riscv else "@"), name))
+    return [(word, rest[0] if rest else "") for word, *rest in words if not word.startswith(".")]
+
+
 def _statements(listing: str, comment: str) -> list[str]:
     """The listing's lines without comments."""
     stripped = (line.split(comment)[0].rstrip() for line in listing.splitlines())

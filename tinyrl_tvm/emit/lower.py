@@ -8,6 +8,8 @@ replaced by a pointer, the code generators print a function that needs nothing: 
 from __future__ import annotations
 
 import functools
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +31,15 @@ def c_source(module: ir.IRModule) -> str:
 def assembly(module: ir.IRModule, target: Target) -> str:
     """The functions of `module` in LLVM's assembly for `target`."""
     return _build(module, target, alignment=16).inspect_source("asm")
+
+
+def listing_and_object(module: ir.IRModule, target: Target) -> tuple[str, bytes]:
+    """The functions of `module` in LLVM's assembly for `target`, and the ELF object of the same code."""
+    code = _build(module, target, alignment=16)
+    with tempfile.TemporaryDirectory(prefix="tinyrl-object-") as folder:
+        path = Path(folder, "kernel.o")
+        code.write_to_file(str(path), "o")
+        return code.inspect_source("asm"), path.read_bytes()
 
 
 def _build(module: ir.IRModule, target: Target, alignment: int) -> Any:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tinyrl_tvm import toolchain
 from tinyrl_tvm.errors import TinyrlError
+from tinyrl_tvm.memory import Contract
 from tinyrl_tvm.project.folder import Project
 from tinyrl_tvm.project.platforms import PLATFORMS
 from tinyrl_tvm.project.platforms.platform import named
@@ -91,6 +92,10 @@ def _one_build_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def _build_error(project: Project, log: str) -> TinyrlError:
+    if over := OVER_BUDGET.search(log):
+        contract = Contract.of(project.library)
+        parts = f"; the largest parts are {contract.predicted(over[1].lower()).largest}" if contract else ""
+        return TinyrlError(f"{over[0]}{parts}; try {_smaller(project)}, or compile it with another budget")
     if project.board and (reason := _why_it_does_not_fit(project.board, log)):
         return TinyrlError(f"the policy does not fit '{project.board.name}': {reason}; try {_smaller(project)}")
     if excess := re.findall(r"region `\w+' overflowed by (\d+) bytes", log):
@@ -121,6 +126,7 @@ def _why_it_does_not_fit(board: Board, log: str) -> str | None:
 
 
 NO_STACK = "less than 4 KiB of RAM are left for the stack"  # what the linker scripts assert
+OVER_BUDGET = re.compile(r"the policy takes more (flash|RAM) than its budget of \d+ B")  # likewise
 _IN_PROSE = {"FLASH": "flash", "RAM": "RAM"}
 
 

@@ -14,11 +14,12 @@ from tinyrl_tvm import __version__, cmsis_nn
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.interface import Interface, Vectors
 from tinyrl_tvm.library import ModelLibrary
+from tinyrl_tvm.memory import IN_PROSE, NO_BUDGET, RESOURCES, Contract
 from tinyrl_tvm.project.folder import PROJECT_FILE, PROJECT_FORMAT, Project, load
 from tinyrl_tvm.project.platforms import PLATFORMS, Platform, platform_named
 from tinyrl_tvm.project.platforms.platform import ANY_RELEASE, Layout, Options
 from tinyrl_tvm.project.templates import filled_templates
-from tinyrl_tvm.targets import TARGETS
+from tinyrl_tvm.targets import BOARDS, TARGETS, Board
 
 SOURCE_PATH = re.compile(
     r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*"
@@ -63,11 +64,15 @@ def _refuse_to_overwrite(folder: Path, force: bool) -> None:
 
 def _project_files(library: ModelLibrary, platform: Platform, options: Options) -> dict[str, bytes]:
     interface = Interface.of(library)
+    contract = Contract.of(library)
     _refuse_another_core(interface, platform, options)
+    if contract and (board := BOARDS.get(options.get("board", ""))):
+        _refuse_small_board(contract, board)
     _refuse_missing_cmsis_nn(interface, platform, options)
     files = _policy_files(library, platform.layout)
     sources = [path for path in files if path.endswith((".c", ".S"))]
-    files |= filled_templates(platform, options, interface, Vectors.of(library), sources)
+    budget = contract.budget if contract else NO_BUDGET
+    files |= filled_templates(platform, options, interface, Vectors.of(library), sources, budget)
     record = {
         "format": PROJECT_FORMAT,
         "tinyrl_tvm": __version__,
@@ -105,6 +110,18 @@ def _refuse_missing_cmsis_nn(interface: Interface, platform: Platform, options: 
     if cmsis_nn.numbers(has) < cmsis_nn.numbers(needed):
         chosen = ", ".join(f"{name}={value}" for name, value in options.items())
         raise TinyrlError(f"the library needs CMSIS-NN {needed}, '{platform.name}' with {chosen} comes with {has}")
+
+
+def _refuse_small_board(contract: Contract, board: Board) -> None:
+    """What cannot fit however the prediction errs; the rest is for the linker to say."""
+    least = {resource: contract.predicted(resource).least_bytes for resource in RESOURCES}
+    needs = {"flash": least["flash"], "ram": least["ram"] + least["stack"]}
+    for resource, has in (("flash", board.flash_bytes), ("ram", board.ram_bytes)):
+        if needs[resource] > has:
+            raise TinyrlError(
+                f"the policy needs at least {needs[resource]:,} B of {IN_PROSE[resource]}, '{board.name}' has {has:,} B; the "
+                f"largest parts are {contract.predicted(resource).largest}; take a larger board or a smaller network"
+            )
 
 
 def _policy_files(library: ModelLibrary, layout: Layout) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from tinyrl_tvm import cmsis_nn
 from tinyrl_tvm.interface import C_TYPES, Interface, Vectors
+from tinyrl_tvm.memory import NO_BUDGET, Budget
 from tinyrl_tvm.project.platforms import Platform
 from tinyrl_tvm.project.platforms.platform import Options
 
@@ -24,13 +25,18 @@ ROOT = resources.files("microtvm_projects")
 
 
 def filled_templates(
-    platform: Platform, options: Options, interface: Interface, vectors: Vectors, sources: list[str]
+    platform: Platform,
+    options: Options,
+    interface: Interface,
+    vectors: Vectors,
+    sources: list[str],
+    budget: Budget = NO_BUDGET,
 ) -> Iterator[tuple[str, bytes]]:
     """(path in the project, contents) of every template. A path may have holes as well."""
     templates = dict(_template_files(platform, options))
     if interface.cmsis_nn and platform.compiles_checkout:
         templates |= {str(path): file for path, file in _files_below(ROOT.joinpath("cmsis_nn"), PurePosixPath())}
-    holes = _holes(interface, vectors, sources) | platform.holes(options, list(templates))
+    holes = _holes(interface, vectors, sources) | {"budget": budget} | platform.holes(options, list(templates))
     for path, template in templates.items():
         text = template.read_text(encoding="utf-8")
         if path.endswith(".jinja"):
