@@ -7,7 +7,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tinyrl_tvm.cmsis_nn import FullyConnected
+from tinyrl_tvm.cmsis_nn import FullyConnected, Offloaded
 from tinyrl_tvm.policy import TensorSpec, c_names
 from tinyrl_tvm.targets import Target
 
@@ -23,7 +23,7 @@ class Step:
     """A call of a kernel. `source` and `result` are byte offsets into the workspace; None is the caller's own array."""
 
     function: str
-    placed: PlacedKernel | FullyConnected
+    placed: PlacedKernel | Offloaded
     source: int | None
     result: int | None
 
@@ -37,7 +37,7 @@ class Program:
     precision: str
     inputs: tuple[TensorSpec, ...]
     action: TensorSpec
-    kernels: tuple[PlacedKernel | FullyConnected, ...]
+    kernels: tuple[PlacedKernel | Offloaded, ...]
     pedigree: str
 
     @property
@@ -91,7 +91,7 @@ class Program:
     @property
     def cmsis_nn(self) -> tuple[str, ...]:
         """The functions of CMSIS-NN that are called."""
-        return tuple(dict.fromkeys(k.function for k in self.kernels if isinstance(k, FullyConnected)))
+        return tuple(dict.fromkeys(k.function for k in self.kernels if isinstance(k, Offloaded)))
 
     @property
     def parameter_bytes(self) -> int:
@@ -102,13 +102,14 @@ def _worded(name: str, otherwise: str) -> str:
     return name if any(character.isalpha() for character in name) else otherwise
 
 
-def _function(placed: PlacedKernel | FullyConnected) -> str:
-    if isinstance(placed, FullyConnected):
-        return "dense"
-    return {"Quantize": "quantize", "Clamp": "clamp", "DenseHead": "head"}.get(type(placed.kernel).__name__, "dense")
+def _function(placed: PlacedKernel | Offloaded) -> str:
+    if isinstance(placed, Offloaded):
+        return "dense" if isinstance(placed, FullyConnected) else "softmax"
+    names = {"Quantize": "quantize", "Clamp": "clamp", "DenseHead": "head"}
+    return (names | dict.fromkeys(("Softmax", "SoftmaxCodes"), "softmax")).get(type(placed.kernel).__name__, "dense")
 
 
-def _array_bytes(placed: PlacedKernel | FullyConnected, index: int) -> int:
+def _array_bytes(placed: PlacedKernel | Offloaded, index: int) -> int:
     _, dtype, length = placed.arguments[index]
     return length * ITEM_BYTES[dtype]
 
