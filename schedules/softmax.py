@@ -101,7 +101,7 @@ class Softmax:
                 with T.sblock(f"invert_{index}"):
                     T.reads(total[0], broken[0])
                     T.writes(total[0])
-                    inverse = T.bind(reciprocal(T.float32(-1) * total[0]))
+                    inverse = reciprocal(T.float32(-1) * total[0])
                     mark = T.bitwise_and(broken[0], T.int32(_NOT_A_NUMBER))
                     T.buffer_store(total, T.reinterpret("float32", T.bitwise_or(_bits(inverse), mark)), [0])
                 with _each(run, f"divide_{index}") as v:
@@ -196,7 +196,9 @@ class SoftmaxCodes:
 def exp(y: Any) -> Any:
     """exp(y) for -64 <= y <= 0."""
     k = T.bind(T.Cast("int32", T.fma(y, T.float32(LOG2_E), T.float32(-0.5))))
-    whole = T.bind(T.Cast("float32", k))
+    whole = T.Cast(
+        "float32", k
+    )  # unbound: TVM would write it out at both readers, and leave a variable that nobody reads
     r = T.bind(T.fma(whole, T.float32(-LN_2[1]), T.fma(whole, T.float32(-LN_2[0]), y)))
     return T.reinterpret("float32", _bits(T.bind(polynomial(EXP, r))) + k * T.int32(1 << 23))
 

@@ -6,6 +6,7 @@ logits -> softmax -> action        one of a Discrete space, or one a part of a M
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from policies import (
     replay,
 )
 from quantised_models import INT8, UINT8, quantised
+from test_emit import COMPILERS, WARNINGS, unpack
 from test_quantize_int8 import policy, random_weights
 from test_schedules import agrees_everywhere, codes_of, library_of
 from tvm import relax
@@ -302,6 +304,25 @@ def test_every_board_answers_as_the_oracle(board: Board, precision: str, tmp_pat
     result = qemu.run(project)
     assert result.parity == "PASS"
     assert not result.statuses.any()
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+def test_the_kernels_compile_without_a_warning(precision: str, compiler: str, tmp_path: Path) -> None:
+    library = compile_model(dense_policy((4, 5), head=probabilities_of(2, 3)), tmp_path, precision=precision).library
+    (source,) = [path for path in unpack(library, tmp_path) if path.name.endswith("_lib1.c")]
+    command = [
+        *COMPILERS[compiler],
+        *WARNINGS,
+        "-I",
+        source.parents[1] / "include",
+        "-c",
+        source,
+        "-o",
+        tmp_path / "o.o",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("precision", ["int8", "float32"])
