@@ -6,6 +6,7 @@
     value       = accumulator * multiplier * 2^(shift - 31)                             requantize
     code'       = clamp(value + zero_point), perhaps through a table                    clamp_int8, lookup, interpolate
     action      = float32(accumulator) * scale, or the index of the largest             dequantize, argmax
+    probability = (code + 128) / 256                                                    softmax_int8
 
 Why one file: schedules, emitted C and tests compare themselves with it by `==`: a rounding is spelled here or nowhere.
 
@@ -16,7 +17,8 @@ OverflowError.
 Source: TFLite `QuantizeMultiplier` and `MultiplyByQuantizedMultiplier` (tflite/kernels/internal/), gemmlowp
 `SaturatingRoundingDoublingHighMul` and `RoundingDivideByPOT` (fixedpoint/fixedpoint.h), CMSIS-NN `arm_nn_requantize`
 (Include/arm_nnsupportfunctions.h at 99f736a), LiteRT `FullyConnectedPerChannel` (the overload with float scales, in
-reference/integer_ops/fully_connected.h beside the first).
+reference/integer_ops/fully_connected.h beside the first). For softmax TFLite `PreprocessSoftmaxScaling`, gemmlowp
+`exp_on_negative_values` and `one_over_one_plus_x_for_x_in_0_1` (fixedpoint/fixedpoint.h), CMSIS-NN `arm_softmax_s8`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import numpy as np
 
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 SHIFT_MIN, SHIFT_MAX = -31, 30  # what arm_nn_requantize accepts
+SOFTMAX_MOST = 255  # numbers in a run of softmax_int8: of more the sum leaves the bits that arm_softmax_s8 has for it
 ZERO_POINT_MAX = 2**18 + 128  # kernels clip a product at 2^19 codes, which must be past every code for any zero point
 
 
@@ -186,6 +189,65 @@ def dequantize(accumulator: np.ndarray, scale: np.ndarray | float) -> np.ndarray
 def argmax(accumulator: np.ndarray) -> np.ndarray:
     """Index of the largest along the last axis, the first of equals: int32 (..., n) -> int32 (...)."""
     return np.argmax(_integers("accumulator", accumulator, INT32_MIN, INT32_MAX), axis=-1).astype(np.int32)
+
+
+def softmax_scaling(scale: float) -> tuple[int, int, int]:
+    """(multiplier, shift, least difference) with which `softmax_int8` reads codes of `scale`.
+
+    Differences from the largest code become numbers of 26 bits behind the point; one below the least is e^-31 and no
+    probability. Scales are kept to what a shift to the left can write: any other answers the same.
+    Source: TFLite `PreprocessSoftmaxScaling` and `CalculateInputRadius`, five integer bits.
+    """
+    multiplier, shift = quantize_multiplier(float(np.clip(scale, 2.0**-25, 15.9)) * 2.0**26)
+    return int(multiplier), int(shift), -int(31 * 2**26 // 2 ** int(shift))
+
+
+def softmax_int8(codes: np.ndarray, multiplier: int, shift: int, least_difference: int) -> np.ndarray:
+    """Probabilities of 256 steps: int8 (..., n) -> int8 (..., n), a probability of 1 being 127, of 0 -128; n <= 255.
+
+    exp of the differences from the largest, to 31 bits, summed to 19; 1 / sum by three of Newton's steps.
+    Source: `arm_softmax_s8`; every product rounds to Q31 with ties up, every shift with ties away from zero.
+    """
+    codes = _integers("codes", codes, -128, 127)
+    if not 1 <= codes.shape[-1] <= SOFTMAX_MOST:
+        raise ValueError(f"a softmax of {codes.shape[-1]} numbers; have: 1 to {SOFTMAX_MOST}")
+    difference = codes - codes.max(-1, keepdims=True)
+    near = difference >= least_difference
+    powers = _exp_q31(_product_q31(np.where(near, difference, 0) << shift, multiplier))
+    powers = np.where(near, powers, 0)
+    total = shift_right(powers, 12, ties="away").sum(-1, keepdims=True)
+    headroom = 31 - np.floor(np.log2(total)).astype(np.int64)  # total < 2^27: exact
+    inverse = _inverse_q31((total << headroom) - 2**31)
+    steps = shift_right(_product_q31(inverse, powers), 35 - headroom, ties="away")
+    return np.clip(steps - 128, -128, 127).astype(np.int8)
+
+
+def _exp_q31(value: np.ndarray) -> np.ndarray:
+    """exp(value / 2^26) in Q31 for value <= 0: a cubic on a quarter, and a constant for each bit of the quarters before."""
+    part = (value & (2**24 - 1)) - 2**24
+    quarters = part - value
+    x = (part << 5) + 2**28  # about -1/8
+    square = _product_q31(x, x)
+    cubic = shift_right(_product_q31(square, square), 2, ties="away") + _product_q31(square, x)
+    series = x + shift_right(_product_q31(cubic, 715827883) + square, 1, ties="away")
+    result: np.ndarray = 1895147668 + _product_q31(series, 1895147668)
+    for bit, constant in enumerate((1672461947, 1302514674, 790015084, 290630308, 39332535, 720401, 242), start=24):
+        result = np.where(quarters >> bit & 1, _product_q31(result, constant), result)
+    return np.where(value == 0, INT32_MAX, result)
+
+
+def _inverse_q31(fraction: np.ndarray) -> np.ndarray:
+    """1 / (1 + fraction / 2^31) in Q31, for 0 <= fraction < 2^31."""
+    half = (fraction + 2**31) >> 1
+    x: np.ndarray = 1515870810 + _product_q31(half, -1010580540)
+    for _ in range(3):
+        error: np.ndarray = 2**29 - _product_q31(half, x)
+        x = x + np.clip(_product_q31(x, error) << 2, INT32_MIN, INT32_MAX)
+    return np.minimum(x << 1, INT32_MAX)
+
+
+def _product_q31(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
+    return shift_right(a * b, 31)
 
 
 def shift_right(value: np.ndarray, bits: np.ndarray | int, ties: Literal["up", "away"] = "up") -> np.ndarray:

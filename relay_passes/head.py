@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read what follows the last dense layer: a decision, or numbers.
+"""Read what follows the last dense layer: a decision, numbers, or probabilities.
 
 argmax(x, axis=1)                                    Decision(runs=(n,))
 concat(argmax(slice(x)), ...)                        Decision(runs=(n1, n2, ...))
 greater(x, 0)                                        Decision(runs=(n,), positive=True)
 minimum(maximum(f(x) * scale + offset, low), high)   Continuous(f, scale, offset, low, high), any of them absent
+softmax(x)                                           Probabilities(runs=(n,), logits=Continuous(...))
+concat(softmax(slice(x)), ...)                       Probabilities(runs=(n1, n2, ...), logits=Continuous(...))
 """
 
 from __future__ import annotations
@@ -40,10 +42,27 @@ class Continuous:
     high: np.ndarray | None
 
 
-def read_head(chain: Chain) -> Decision | Continuous:
+@dataclass(frozen=True)
+class Probabilities:
+    """The softmax of each run of `logits`, which `row` holds."""
+
+    runs: tuple[int, ...]
+    logits: Continuous
+    row: Var
+
+
+Head = Decision | Continuous | Probabilities
+
+
+_SPLITS = ("split", "strided_slice")
+
+
+def read_head(chain: Chain) -> Head:
     """The head of a chain. Raises UnsupportedGraph."""
     n = len(chain.layers[-1].bias)
     body = without_reshapes(chain.head)
+    if any(op_name(value) == "nn.softmax" for _, value in body):
+        return _probabilities(chain, body, n)
     decision = read_decision(body, n)
     if decision is None:
         return _continuous(body, chain.last, n)
@@ -100,7 +119,7 @@ def _runs(body: Sequence[Binding], n: int) -> tuple[int, ...]:
     for _, value in body:
         if op_name(value) == "argmax":
             extents.append(shape_of(value.args[0])[1])
-        elif op_name(value) not in ("split", "strided_slice", "concat") and not isinstance(value, Tuple | TupleGetItem):
+        elif op_name(value) not in (*_SPLITS, "concat") and not isinstance(value, Tuple | TupleGetItem):
             raise UnsupportedGraph(f"'{op_name(value)}' among the actions of several spaces cannot be compiled")
     if sum(extents) != n:
         raise UnsupportedGraph(f"arg max of {sum(extents)} of {n} outputs; every output must take part, in order")
@@ -116,6 +135,39 @@ def _decides(chain: Chain, decision: Decision, n: int) -> bool:
     runs = np.split(rows, np.cumsum(decision.runs)[:-1], axis=1)
     wanted = rows > 0 if decision.positive else np.stack([run.argmax(1) for run in runs], axis=1)
     return np.array_equal(values[chain.head[-1][0]].reshape(64, -1), wanted)
+
+
+def _probabilities(chain: Chain, body: Sequence[Binding], n: int) -> Probabilities:
+    names = [op_name(value) for _, value in body]
+    begin = next(i for i, name in enumerate(names) if name in _SPLITS or name == "nn.softmax")
+    runs: list[int] = []
+    for _, value in body[begin:]:
+        name = op_name(value)
+        if name == "nn.softmax":
+            run = shape_of(value)[value.attrs.axis]
+            runs += [run] * (int(np.prod(shape_of(value))) // run)
+        elif name not in (*_SPLITS, "concat") and not isinstance(value, Tuple | TupleGetItem):
+            raise UnsupportedGraph(f"'{name}' after a softmax cannot be compiled; probabilities are the action itself")
+    row = body[begin - 1][0] if begin else chain.last
+    if not _is_softmax(chain, row, tuple(runs), n):
+        raise UnsupportedGraph(
+            f"softmax of slices of {n} outputs; every output must take part, once and in order, and no other way"
+        )
+    return Probabilities(tuple(runs), _continuous(body[:begin], chain.last, n), row)
+
+
+def _is_softmax(chain: Chain, row: Var, runs: tuple[int, ...], n: int) -> bool:
+    """Whether the head makes probabilities of these runs of random numbers: runs are lengths, and say nothing of order."""
+    if sum(runs) != n:
+        return False
+    rows = np.random.default_rng(0).normal(size=(64, n))
+    values = {row: rows.reshape(64, *shape_of(row))}
+    at = next((i for i, (var, _) in enumerate(chain.head) if var.same_as(row)), -1)
+    for var, value in chain.head[at + 1 :]:
+        values[var] = evaluate_expr(value, values, np.float64)
+    powers = [np.exp(run) for run in np.split(rows, np.cumsum(runs)[:-1], axis=1)]
+    wanted = np.concatenate([power / power.sum(1, keepdims=True) for power in powers], axis=1)
+    return np.allclose(values[chain.head[-1][0]].reshape(64, -1), wanted)
 
 
 def _continuous(body: Sequence[Binding], last: Var, n: int) -> Continuous:

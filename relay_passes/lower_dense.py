@@ -5,8 +5,10 @@
     matmul(int8) -> add -> argmax                                 becomes   tinyrl.head_decision
     matmul(int8) -> add -> astype -> multiply -> minimum ...      becomes   tinyrl.head_scale
     matmul(int8) -> add -> tinyrl.requantize -> tinyrl.interpolate -> add -> astype -> multiply ...   tinyrl.head_table
+    matmul(int8) -> add -> tinyrl.requantize -> tinyrl.softmax    becomes   tinyrl.dense_codes -> tinyrl.softmax
     matmul -> add -> tanh                                         becomes   tinyrl.dense_float
     matmul -> add -> tanh -> multiply -> add -> clip              becomes   tinyrl.head_float
+    matmul -> add -> nn.softmax                                   becomes   tinyrl.head_float -> tinyrl.softmax_float
 
 Weights become (n_out, n_in), rows an output; an array that is absent is an empty one. What a kernel computes is in the
 words of the operators it replaces; how it is laid out and scheduled is a later stage's choice.
@@ -25,7 +27,7 @@ from tvm.relax import op
 
 from .chain import Binding, Function, UnsupportedGraph, read_chain
 from .dataflow import bindings, known, op_name, rewrite_main
-from .head import Decision, read_decision, read_head, split_bounds
+from .head import Decision, Probabilities, read_decision, read_head, split_bounds
 
 FLOAT_FUNCTIONS = {(): "identity", ("nn.relu",): "relu", ("tanh",): "tanh", ("sigmoid",): "sigmoid"}
 NONE: np.ndarray = np.zeros(0, np.float32)
@@ -66,7 +68,10 @@ def _integer_kernels(line: Sequence[Binding], starts: list[int]) -> dict[Var, re
         if weight.dtype == np.int32:  # a wide first layer's: matmul wants codes and weights of one type
             weight = weight.astype(np.int16)
         n = len(bias)
-        if end < len(line):
+        softmax = call_name(tail[-1][1]) == "tinyrl.softmax"  # of the last layer's codes
+        if softmax:
+            tail = tail[:-1]
+        if end < len(line) or softmax:
             kernels[tail[-1][0]] = _call("tinyrl.dense_codes", n, "int8", matmul.args[0], weight, bias, *_codes(tail))
         else:
             kernels[line[-1][0]] = _integer_head(matmul.args[0], weight, bias, tail)
@@ -123,11 +128,15 @@ def _float_kernels(module: tvm.IRModule, line: Sequence[Binding], starts: list[i
     if isinstance(head, Decision):
         kernels[line[-1][0]] = _decision(x, weight, last.bias, head)
         return kernels
+    result = line[-1][0]
+    if isinstance(head, Probabilities):
+        kernels[result] = _call("tinyrl.softmax_float", n, "float32", head.row, np.array(head.runs, np.int32))
+        result, head = head.row, head.logits
     name = _float_function(head.function)
     scale = head.scale.astype(np.float32) if np.any(head.scale != 1) else NONE
     offset = head.offset.astype(np.float32) if np.any(head.offset) else NONE
     arguments = (weight, last.bias, StringImm(name), scale, offset, _bound(head.low), _bound(head.high))
-    kernels[line[-1][0]] = _call("tinyrl.head_float", n, "float32", x, *arguments)
+    kernels[result] = _call("tinyrl.head_float", n, "float32", x, *arguments)
     return kernels
 
 

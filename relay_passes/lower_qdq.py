@@ -10,7 +10,8 @@
 * What lies between two codes of a layer's output is a table of 256, or a clamp where the table is that of a clamp: a ReLU.
 * A continuous action is read off the accumulators: its own codes' rounding is left out, what they clip is kept, so that
   it lies within half a step of the model's. An arg max reads accumulators where they are of one scale, which differs on ties
-  of codes only; else it reads the codes, and so does a squashed action whose sums are coarse.
+  of codes only; else it reads the codes, and so does a squashed action whose sums are coarse. A softmax reads codes, and its
+  answers are steps of 1/256.
 * Affine maps before the first pair fold into its scale; a mean that is no whole number of codes shifts the grid, by half a
   step at most, and the first bias takes that in.
 
@@ -44,7 +45,7 @@ from .dataflow import LAYOUT_OPS, bindings, definitions, dtype_of, known, op_nam
 from .evaluate import evaluate_expr
 from .fixedpoint import ZERO_POINT_MAX
 from .fuse_dense import FuseDense
-from .head import Decision
+from .head import Decision, Probabilities
 from .qdq import Grid, Pair, pairs
 from .remove_qdq import RemoveQdq
 from .write_int8 import INT32_MAX, Codes, Writer, multipliers, saturation
@@ -275,6 +276,8 @@ class _Own(Writer):
     def reads_codes(self) -> bool:
         """Whether the head tells more from the last layer's codes than from its sums."""
         last, action = self.last, self.action
+        if isinstance(action, Probabilities):
+            return True
         if isinstance(action, Decision):  # sums of several scales cannot be compared
             runs = [] if action.positive else np.split(last.scale, np.cumsum(action.runs)[:-1])
             return any(bool(np.any(run != run[0])) for run in runs)
@@ -287,6 +290,11 @@ class _Own(Writer):
         codes = self.call("tinyrl.quantize", observations, *self.quantize, dtype="int8", n=len(inverse))
         for layer in self.hidden:
             codes = self.codes(codes, layer)
+        action = self.action
+        if isinstance(action, Probabilities):
+            assert self.last.output is not None
+            scales = [self.last.output.scale] * len(action.runs)
+            return self.probabilities(self.codes(codes, self.last), action.runs, scales)
         if self.reads_codes:
             return self.read_off(*self.sums_of_codes(codes, self.last), self.reach)
         return self.read_off(self.sums(codes, self.last), self.last.scale, self.reach)

@@ -42,10 +42,21 @@ def _narrow(values: np.ndarray, zero_point: int, low: int, high: int) -> np.ndar
     return np.clip(values.astype(np.int64) + zero_point, low, high).astype(np.int8 if high <= 127 else np.int16)
 
 
+def _softmax(
+    codes: np.ndarray, runs: np.ndarray, multiplier: np.ndarray, shift: np.ndarray, least_difference: np.ndarray
+) -> np.ndarray:
+    """Probabilities, of which every code is one of 256 steps."""
+    parts = np.split(codes, np.cumsum(runs)[:-1], axis=-1)
+    scaling = zip(multiplier, shift, least_difference, strict=True)
+    steps = [fixedpoint.softmax_int8(part, *map(int, how)) for part, how in zip(parts, scaling, strict=True)]
+    return ((np.concatenate(steps, axis=-1).astype(np.int32) + 128) / 256).astype(np.float32)
+
+
 LAW: dict[str, Callable[..., np.ndarray]] = {
     "tinyrl.quantize": _quantize,
     "tinyrl.shift": _shift,
     "tinyrl.requantize": _requantize,
     "tinyrl.lookup": fixedpoint.lookup,
     "tinyrl.interpolate": fixedpoint.interpolate,
+    "tinyrl.softmax": _softmax,
 }

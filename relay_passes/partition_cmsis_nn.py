@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hand the dense layers that CMSIS-NN computes bit for bit over to it; the others stay with kernels of our own.
+"""Hand what CMSIS-NN computes bit for bit over to it, layers and a softmax; the rest stays with kernels of our own.
 
     tinyrl.dense_codes(x, weight, bias, multiplier, shift, zero_point, low, high, table)                   becomes
     cmsis_nn.arm_fully_connected_per_channel_s8(x, weight, bias, multiplier, shift, output_offset, low, high, table)
     cmsis_nn.arm_fully_connected_s8(...)                                     where one multiplier serves every output
 
+    tinyrl.softmax(codes, runs, multiplier, shift, least_difference)      becomes   cmsis_nn.arm_softmax_s8(the same)
+
 multiplier and shift are what `arm_nn_requantize` takes, (n_out,) int32 or (1,): a shift to the right is negative there.
-A table is left to C behind the call: codes to codes.
+A table is left to C behind the call: codes to codes; so is the last step of a softmax, from codes to floats.
 
 * A layer without multipliers rounds once, with ties up: acc * 2^(31 - s) under CMSIS-NN's doubling high multiply is just
   that, and no shift follows.
@@ -31,6 +33,7 @@ from .lower_dense import call_arguments, call_name
 
 PREFIX = "cmsis_nn."
 PER_TENSOR, PER_CHANNEL = "arm_fully_connected_s8", "arm_fully_connected_per_channel_s8"
+SOFTMAX = "arm_softmax_s8"
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def offloads(module: tvm.IRModule) -> tuple[Offload, ...]:
 
 @tvm.transform.module_pass(opt_level=0, name="PartitionCmsisNN")
 class PartitionCmsisNN:
-    """tinyrl.dense_codes becomes cmsis_nn.arm_fully_connected_*; after LowerDense."""
+    """tinyrl.dense_codes becomes cmsis_nn.arm_fully_connected_*, tinyrl.softmax cmsis_nn.arm_softmax_s8; after LowerDense."""
 
     def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         def replace(var: Var, value: relax.Expr) -> relax.Expr | None:
@@ -65,6 +68,10 @@ def _offload(name: str, result: Var, arguments: Sequence[relax.Expr]) -> Offload
     kind, n = name.removeprefix("tinyrl."), shape_of(result)[-1]
     if kind == "quantize":
         return Offload(f"quantize {n}", None, "it reads float observations, CMSIS-NN reads codes")
+    if kind == "softmax":
+        runs = known(arguments[1])
+        calls = "" if len(runs) == 1 else f", a call for each of {len(runs)}"
+        return Offload(f"softmax {n}", SOFTMAX, f"it reads codes{calls}; C makes floats of the codes it gives")
     n_out, n_in = shape_of(arguments[1])
     if kind != "dense_codes":
         return Offload(
@@ -94,6 +101,8 @@ def _requantization(arguments: Sequence[relax.Expr]) -> tuple[np.ndarray, np.nda
 
 
 def _call(function: str, result: Var, arguments: Sequence[relax.Expr]) -> relax.Expr:
+    if function == SOFTMAX:
+        return op.call_dps_packed(PREFIX + function, list(arguments), out_ty=result.ty)
     x, weight, bias, _, _, *rest = arguments
     multiplier, shift = (relax.const(values) for values in _requantization(arguments))
     return op.call_dps_packed(

@@ -12,7 +12,8 @@ What a policy compiler may do and a vision compiler does not:
 * Observations arrive as floats, so every feature has a scale of its own; it folds into the first layer's columns.
 * A first layer of few features takes 14-bit codes and 16-bit weights, whose scale is a power of two away from the output's:
   a shift requantises, and the layer is as good as a float one.
-* An arg max reads the int32 accumulators; a continuous action is the accumulators times a scale.
+* An arg max reads the int32 accumulators; a continuous action is the accumulators times a scale. Probabilities are those of
+  8-bit logits, a scale a run: about their top, because a softmax reads how far the others are below it.
 * What a layer's codes clip, and how far its units' scales differ, is what hurts the last layer's outputs least: the
   largest value ever seen is rare on a rollout, and every code spent on it is a finer step lost for the rest.
 
@@ -34,8 +35,8 @@ from tvm.relax import op
 from .chain import Chain, Function, Layer, UnsupportedGraph, read_chain
 from .dataflow import shape_of
 from .evaluate import evaluate
-from .fixedpoint import ZERO_POINT_MAX
-from .head import Continuous, Decision
+from .fixedpoint import ZERO_POINT_MAX, softmax_int8, softmax_scaling
+from .head import Continuous, Decision, Probabilities
 from .write_int8 import INT32_MAX, MAX_SHIFT, Codes, Writer, far_zero, multipliers, saturation, scalar
 
 # Above this many observations 16-lane dot products of int8 beat 4-lane ones of int32.
@@ -48,6 +49,8 @@ SHIFT_ERROR = 1.5
 LIKELY_DEVIATIONS = 5.0
 # Codes per unit of an observation are a float32.
 TINY = 1e-30
+# How far a logit may rise over the largest that calibration saw, of the logits' span, before it counts no more.
+LOGIT_MARGIN = 0.1
 # Rows that choose a layer's clipping, of those that gave the ranges.
 SAMPLES = 512
 
@@ -113,6 +116,10 @@ class _Calibrated(Writer):
         layers = list(chain.layers)
         if isinstance(self.action, Continuous):  # a squashed action feels its layer's errors squashed
             layers[-1] = replace(layers[-1], function=self.action.function)
+        if isinstance(self.action, Probabilities) and not (self.action.logits.low is self.action.logits.high is None):
+            raise UnsupportedGraph(
+                "a softmax reads logits that are clipped, and int8 has one of codes alone; compile with --precision float32"
+            )
         self.behind = {layer.function.result: layers[i + 1 :] for i, layer in enumerate(chain.layers)}
         sources = [None, *(layer.function.result for layer in chain.layers)]
         self.into = {layer.function.result: seen[source] for layer, source in zip(chain.layers, sources, strict=False)}
@@ -225,6 +232,8 @@ class _Calibrated(Writer):
         return self.shifted_codes(wide, weight, layer, output.scale / 2.0**shift, output, shift, "int32")
 
     def head(self, codes: Codes, layer: Layer) -> relax.Expr:
+        if isinstance(self.action, Probabilities):
+            return self.likely(codes, layer, self.action.runs)
         weight = layer.weight.astype(np.float64) * np.reshape(codes.scale, (-1, 1))
         scale = _weight_scale(weight, codes.zero_point, layer.bias)
         if isinstance(self.action, Decision) and not self.action.positive:
@@ -233,6 +242,25 @@ class _Calibrated(Writer):
             scale = np.concatenate([np.full(len(run), run.max()) for run in runs])
         accumulator = self.accumulate(codes, weight, layer.bias, scale)
         return self.read_off(accumulator, scale, 1.25 * float(self.seen[layer.function.source].reach.max()))
+
+    def likely(self, codes: Codes, layer: Layer, runs: tuple[int, ...]) -> relax.Expr:
+        """Probabilities of the last layer's codes: of each run the code 127 is a little over the largest logit seen."""
+        seen = self.seen[layer.function.source]
+        ends = np.cumsum(runs)[:-1]
+        low, high = (np.array([choose(part) for part in np.split(values, ends)])
+                     for choose, values in ((np.min, seen.low), (np.max, seen.high)))  # fmt: skip
+        top = high + LOGIT_MARGIN * (high - low)
+        bias = layer.bias - np.repeat(top, runs)
+        weight = layer.weight.astype(np.float64) * np.reshape(codes.scale, (-1, 1))
+        scale = _weight_scale(weight, codes.zero_point, bias)
+        floors = [float(part.max()) for part in np.split(scale, ends)]
+        rows = np.split(seen.rows, ends, axis=1)
+        scales = [_logit_scale(*run) for run in zip(rows, low, top, floors, strict=True)]
+        multiplier, shift = multipliers(scale / np.repeat(scales, runs))
+        accumulator = self.accumulate(codes, weight, bias, scale)
+        how = (multiplier, shift, 127, -128, 127)
+        logits = self.call("tinyrl.requantize", accumulator, *how, dtype="int8", n=len(scale))
+        return self.probabilities(logits, runs, scales)
 
     def output(self, function: Function, floor: np.ndarray) -> Codes:
         """Scale and zero point of a layer's codes: of what a clamp narrows to, else of what the function is read at.
@@ -321,6 +349,20 @@ def _table_scale(function: Function, seen: _Seen, largest: float, behind: Sequen
         if error < least:
             best, least = scale, error
     return best or 1.0
+
+
+def _logit_scale(rows: np.ndarray, low: float, top: float, floor: float) -> float:
+    """The scale of a run's codes (n, run) below `top` that its probabilities feel least: what lies far below has none."""
+    power = np.exp(rows - rows.max(1, keepdims=True))
+    exact = power / power.sum(1, keepdims=True)
+    best, least = floor, np.inf
+    for kept in np.linspace(1, 0.2, 9):
+        scale = max(kept * (top - low) / 255, floor)
+        codes = np.clip(np.rint((rows - top) / scale) + 127, -128, 127).astype(np.int8)
+        error = _error((softmax_int8(codes, *softmax_scaling(scale)) + 128.0) / 256, exact)
+        if error < least:
+            best, least = scale, error
+    return best
 
 
 def _table(function: Function, scale: float) -> np.ndarray:

@@ -5,10 +5,11 @@
     split -> (softmax -> argmax) of each -> concat         becomes  concat(argmax(strided_slice(logits)))  (1, n) int64
     logits -> sigmoid -> round                             becomes  greater(logits, 0)                     (1, n) bool
     ... -> tanh -> reshape                                 becomes  ... -> tanh                            (1, n)
+    logits -> log_softmax -> softmax -> reshape            becomes  softmax(logits, axis=1)                (1, n)
 
 arg max f(x) = arg max x for every strictly increasing f applied alike to all entries of a row: softmax, log_softmax,
-minus a number of the row (logsumexp), times a positive number, sigmoid, tanh, exp.  Continuous heads keep all their
-arithmetic, and so do outputs that are probabilities or logits.
+minus a number of the row (logsumexp), times a positive number, sigmoid, tanh, exp.  softmax(x + c) = softmax(x) = exp of
+log_softmax(x).  Continuous heads keep all their arithmetic, and so do outputs that are logits.
 
 Why: Stable-Baselines3 exports a normalised distribution to answer with its mode, and a core without an exponential
 would spend most of its time there.
@@ -66,8 +67,52 @@ class _Head:
         if name == "argmax":
             return self.discrete(output)
         if name in ("concat", "stack"):
-            return self.multi_discrete(output)
+            decisions = self.multi_discrete(output)
+            return self.probabilities(output) if decisions is None else decisions
+        if name in ("nn.softmax", "exp"):
+            return self.probabilities(output)
         return self.binary(output)
+
+    def probabilities(self, output: Var) -> relax.Expr | None:
+        """softmax(logits - a number of the row), or of each part of several spaces, as softmax(logits)."""
+        value = self.values[output]
+        several = op_name(value) == "concat"
+        if several and len(_extents(output)) != 1:
+            return None  # parts that do not follow one another
+        fields = [self.without_layout(field) for field in value.args[0].fields] if several else [output]
+        parts = [self.shifted_logits(field) for field in fields]
+        if any(part is None for part in parts):
+            return None
+        rows = [relax.op.nn.softmax(self.part(part), axis=1) for part in parts]
+        return relax.op.concat(rows, axis=1) if several else rows[0]
+
+    def shifted_logits(self, scores: Var) -> relax.Expr | None:
+        """The logits, (1, n), of which `scores` is the softmax; None where it is none of one whole row."""
+        value: relax.Expr = self.values.get(scores)
+        if op_name(value) == "exp" and op_name(self.values.get(value.args[0])) == "nn.log_softmax":
+            value = self.values[value.args[0]]
+        if op_name(value) not in ("nn.softmax", "nn.log_softmax") or not self.is_of_whole_row(value):
+            return None
+        logits = value.args[0]
+        while isinstance(before := self.without_shift(logits), Var):
+            logits = before
+        n = _n_elements(logits)
+        return logits if shape_of(logits) == (1, n) else relax.op.reshape(logits, (1, n))
+
+    def without_shift(self, scores: Var) -> relax.Expr | None:
+        """A row that differs from the row `scores` by one number in all its entries, or in its layout."""
+        value: relax.Expr = self.values.get(scores)
+        name = op_name(value)
+        if name == "nn.log_softmax" and self.is_of_whole_row(value):
+            return value.args[0]
+        if name in LAYOUT_OPS:
+            return value.args[0]
+        if name in ("add", "subtract") and _n_elements(value.args[0]) == _n_elements(scores):
+            return value.args[0] if isinstance(value.args[1], Var) and _is_one_number(value.args[1]) else None
+        return None
+
+    def is_of_whole_row(self, softmax: relax.Expr) -> bool:
+        return shape_of(softmax)[softmax.attrs.axis] == _n_elements(softmax)
 
     def discrete(self, output: Var) -> relax.Expr | None:
         """argmax(increasing(logits)) as argmax(logits), where there is one row to take it of."""
@@ -135,8 +180,7 @@ class _Head:
             if scores in self.coded:
                 before = self.coded[scores].source
             elif name in ("nn.softmax", "nn.log_softmax"):
-                whole_row = shape_of(scores)[value.attrs.axis] == _n_elements(scores)
-                before = args[0] if whole_row else None
+                before = args[0] if self.is_of_whole_row(value) else None
             elif name in INCREASING or (name in LAYOUT_OPS and _n_elements(args[0]) == _n_elements(scores)):
                 before = args[0]
             elif name in ("add", "subtract") and _is_one_number(args[1]):

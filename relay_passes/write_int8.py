@@ -3,6 +3,7 @@
 
     codes -> matmul(int8) -> add(int32) -> tinyrl.requantize        a hidden layer's codes
     codes -> matmul(int8) -> add(int32) -> astype -> multiply       the last layer's answer, or its arg max
+    codes -> matmul(int8) -> add(int32) -> tinyrl.requantize -> tinyrl.softmax        or its probabilities
 
     x = scale * (code - zero_point)      weights symmetric, one scale an output      bias int32 at scale_x * scale_w
 
@@ -11,6 +12,7 @@ Whose scales they are, QuantizeInt8's or the file's own, is for those who call.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +22,10 @@ from tvm import relax
 from tvm.ir import Var
 from tvm.relax import op
 
-from .chain import Chain, Function
+from .chain import Chain, Function, UnsupportedGraph
 from .dataflow import shape_of
-from .fixedpoint import common_shift_multipliers
-from .head import Continuous, Decision, read_head
+from .fixedpoint import SOFTMAX_MOST, common_shift_multipliers, softmax_scaling
+from .head import Continuous, Decision, Probabilities, read_head
 
 # The narrowing instruction shifts by an immediate of at most 16.
 MAX_SHIFT = 16
@@ -44,6 +46,8 @@ class Writer:
 
     def __init__(self, chain: Chain) -> None:
         self.chain, self.action = chain, read_head(chain)
+        if isinstance(self.action, Probabilities):  # here, for a builder that is left open complains on stderr
+            _check_probabilities(self.action)
         self.builder = relax.BlockBuilder()
 
     def write(self) -> relax.Function:
@@ -67,6 +71,7 @@ class Writer:
     def read_off(self, accumulator: Var, scale: np.ndarray, reach: float) -> relax.Expr:
         """The action made of accumulators at `scale` (n_out,); no function is read further out than `reach`."""
         head = self.action
+        assert not isinstance(head, Probabilities)  # made of codes
         if isinstance(head, Decision):
             return self.decide(accumulator, head)
         if not head.function.body and not np.any(head.offset):
@@ -82,6 +87,13 @@ class Writer:
         value = self.function(value, head.function)
         value = self.emit(op.multiply(value, relax.const(head.scale.astype(np.float32))))
         return self.clipped(op.add(value, relax.const(head.offset.astype(np.float32))), head)
+
+    def probabilities(self, codes: Var, runs: tuple[int, ...], scales: Sequence[float]) -> relax.Expr:
+        """The softmax of each run of codes, of which there is a scale a run."""
+        scaling = np.array([softmax_scaling(scale) for scale in scales], np.int32)
+        arrays = (np.array(runs, np.int32), *(np.ascontiguousarray(column) for column in scaling.T))
+        exprs = [codes, *(relax.const(array) for array in arrays)]
+        return op.call_dps_packed("tinyrl.softmax", exprs, out_ty=relax.TensorType((1, sum(runs)), "float32"))
 
     def decide(self, accumulator: Var, decision: Decision) -> relax.Expr:
         if decision.positive:
@@ -127,6 +139,20 @@ class Writer:
 
     def emit(self, expr: relax.Expr) -> Var:
         return self.builder.emit(expr)
+
+
+def _check_probabilities(action: Probabilities) -> None:
+    logits = action.logits
+    if logits.function.body or np.any(logits.scale != 1) or np.any(logits.offset):
+        raise UnsupportedGraph(
+            "a softmax reads what is computed of the last dense layer's output, and int8 has one of its own codes alone; "
+            "compile the float policy with --precision float32"
+        )
+    if max(action.runs) > SOFTMAX_MOST:
+        raise UnsupportedGraph(
+            f"a softmax of {max(action.runs)} numbers; int8 has steps of 1/256 and computes {SOFTMAX_MOST} at most; "
+            "compile the float policy with --precision float32"
+        )
 
 
 def _expr(arg: Any) -> relax.Expr:

@@ -95,13 +95,13 @@ def tanh(value: Any) -> Any:
     finds no three factors to multiply in another order."""
     x = T.bind(T.max(T.min(value, T.float32(TANH_LIMIT)), T.float32(-TANH_LIMIT)))
     square = x * x
-    numerator = T.fma(x * square, _polynomial(TANH_P[1:], square), x)
-    denominator = T.bind(_polynomial([-c for c in TANH_Q], square))
-    quotient = numerator * _reciprocal(denominator)
+    numerator = T.fma(x * square, polynomial(TANH_P[1:], square), x)
+    denominator = T.bind(polynomial([-c for c in TANH_Q], square))
+    quotient = numerator * reciprocal(denominator)
     return T.max(T.min(quotient, T.float32(1)), T.float32(-1))  # rounding may end a step past the limit
 
 
-def _reciprocal(negative: Any) -> Any:
+def reciprocal(negative: Any) -> Any:
     """-1 / negative, for a number below zero: a guess from its bits, and twice the step that cubes the error.
 
         error = 1 - y r;  r = r + r (error + error²)
@@ -119,7 +119,7 @@ def sigmoid(value: Any) -> Any:
     return T.fma(tanh(value * T.float32(0.5)), T.float32(0.5), T.float32(0.5))
 
 
-def _polynomial(coefficients: Sequence[float], x: Any) -> Any:
+def polynomial(coefficients: Sequence[float], x: Any) -> Any:
     result = T.float32(coefficients[-1])
     for coefficient in coefficients[-2::-1]:
         result = T.fma(result, x, T.float32(coefficient))

@@ -30,6 +30,7 @@ from schedules.arithmetic import (
     rounding_shift_right,
     ties_away,
 )
+from schedules.softmax import Softmax, SoftmaxCodes
 
 
 @dataclass(frozen=True)
@@ -514,7 +515,7 @@ class DenseFloat:
         return builder.get()
 
 
-Kernel = Quantize | Clamp | DenseCodes | DenseHead | DenseFloat
+Kernel = Quantize | Clamp | DenseCodes | DenseHead | DenseFloat | Softmax | SoftmaxCodes
 
 _PER_OUTPUT = {"multiplier", "offset", "scale", "low", "high"}
 

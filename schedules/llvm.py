@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from schedules.kernels import Clamp, DenseCodes, DenseFloat, DenseHead, Kernel, Quantize
+from schedules.kernels import DenseCodes, DenseFloat, DenseHead, Kernel
 from schedules.knobs import Choices, Knobs
 
 WITHOUT_LSR = "-disable-lsr:bool=true"
@@ -70,13 +70,13 @@ HABITS = {
 
 def knobs(kernel: Kernel, family: str) -> Knobs:
     """`lsr`: with loop strength reduction, or without."""
-    if family not in HABITS or isinstance(kernel, Quantize | Clamp):
+    if family not in HABITS or not isinstance(kernel, Dense):
         return {}
     return {"lsr": (1, 0) if HABITS[family].reduced(kernel) else (0, 1)}
 
 
 def flags(kernel: Kernel, family: str, choices: Choices) -> tuple[str, ...]:
-    if family not in HABITS or isinstance(kernel, Quantize | Clamp):
+    if family not in HABITS or not isinstance(kernel, Dense):
         return ()
     habit = HABITS[family]
     reduced = choices.get("lsr", habit.reduced(kernel))

@@ -381,7 +381,8 @@ def _narrow8(kernel: DenseCodes) -> str:
     )
 
 
-RULES = {
+RULES: dict[type, Rule] = {
+    **portable.SOFTMAX,
     Quantize: Rule(portable.observation_layout, schedule_observation),
     Clamp: mve_float.CLAMP,
     DenseCodes: Rule(dense_codes_layout, schedule_dense_codes, dense_codes_knobs, dense_codes_attributes),

@@ -7,6 +7,7 @@ from tvm.s_tir import Schedule
 
 from schedules.kernels import Clamp, DenseCodes, DenseFloat, DenseHead, Layout, Quantize
 from schedules.knobs import Choices, Rule
+from schedules.softmax import Softmax, SoftmaxCodes
 
 SIDE_BY_SIDE = 4  # outputs of a float layer
 
@@ -26,6 +27,14 @@ def dense_layout(kernel: DenseCodes | DenseHead | DenseFloat, _: Choices) -> Lay
 def observation_layout(kernel: Quantize | Clamp, _: Choices) -> Layout:
     n = len(kernel.inverse_scale if isinstance(kernel, Quantize) else kernel.low)
     return Layout(1, 1, 1, n, 1, n)
+
+
+def softmax_layout(kernel: Softmax | SoftmaxCodes, _: Choices) -> Layout:
+    return Layout(1, 1, 1, kernel.n, 1, kernel.n)
+
+
+def schedule_softmax(schedule: Schedule, kernel: Softmax | SoftmaxCodes, layout: Layout, _: Choices) -> None:
+    """One after the other, as described: each reads what all before it add up to."""
 
 
 def schedule_observation(schedule: Schedule, kernel: Quantize | Clamp, layout: Layout, _: Choices) -> None:
@@ -58,7 +67,11 @@ def schedule_dense_float(schedule: Schedule, kernel: DenseFloat, layout: Layout,
     schedule.unroll(inner)
 
 
-RULES = {
+# of every family: a head's few numbers fill no vector
+SOFTMAX: dict[type, Rule] = {kind: Rule(softmax_layout, schedule_softmax) for kind in (Softmax, SoftmaxCodes)}
+
+RULES: dict[type, Rule] = {
+    **SOFTMAX,
     Quantize: Rule(observation_layout, schedule_observation),
     Clamp: Rule(observation_layout, schedule_observation),
     DenseCodes: Rule(dense_layout, schedule_dense_codes),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from schedules.kernels import Kernel
+from schedules.softmax import Softmax, SoftmaxCodes
 
 
 @dataclass(frozen=True, order=True)
@@ -54,7 +55,9 @@ class Signature:
 
 def signature(kernel: Kernel) -> Signature:
     weight = getattr(kernel, "weight", None)
-    if weight is None:  # one input, one output: an elementwise kernel
+    if isinstance(kernel, Softmax | SoftmaxCodes):
+        n_in = n_out = kernel.n
+    elif weight is None:  # one input, one output: an elementwise kernel
         n_in = n_out = max(len(values) for _, values in _fields(kernel) if isinstance(values, np.ndarray))
     else:
         n_out, n_in = weight.shape

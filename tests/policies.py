@@ -109,6 +109,24 @@ def multi_discrete(*runs: int) -> Head:
     return head
 
 
+def probabilities(graph: Graph, x: str, n: int) -> tuple[str, int, list[int]]:
+    return graph.add("Softmax", x, axis=1), TensorProto.FLOAT, [1, n]
+
+
+def probabilities_of(*runs: int) -> Head:
+    """MultiDiscrete: those of every part."""
+
+    def head(graph: Graph, x: str, n: int) -> tuple[str, int, list[int]]:
+        ends, axis = np.cumsum(runs), graph.constant([1], np.int64)
+        parts = [
+            graph.add("Slice", x, graph.constant([end - run], np.int64), graph.constant([end], np.int64), axis)
+            for run, end in zip(runs, ends, strict=True)
+        ]
+        return graph.add("Concat", *(graph.add("Softmax", p, axis=1) for p in parts), axis=1), TensorProto.FLOAT, [1, n]
+
+    return head
+
+
 def clipped(low: float, high: float) -> Head:
     def head(graph: Graph, x: str, n: int) -> tuple[str, int, list[int]]:
         return graph.add("Clip", x, graph.constant(low), graph.constant(high)), TensorProto.FLOAT, [1, n]

@@ -16,7 +16,16 @@ import numpy as np
 import onnx
 import pytest
 from cmsis_nn_checkouts import CHECKOUTS, STAND_IN
-from policies import arg_max, clipped, compile_model, dense_policy, multi_discrete, squashed
+from policies import (
+    arg_max,
+    clipped,
+    compile_model,
+    dense_policy,
+    multi_discrete,
+    probabilities,
+    probabilities_of,
+    squashed,
+)
 from quantised_models import UINT8, quantised
 from test_emit import COMPILERS, WARNINGS, unpack
 
@@ -30,6 +39,7 @@ from tinyrl_tvm.project import build, create, load
 from tinyrl_tvm.targets import BOARDS, Board
 
 PER_TENSOR, PER_CHANNEL = "arm_fully_connected_s8", "arm_fully_connected_per_channel_s8"
+SOFTMAX = "arm_softmax_s8"
 JOINED = dense_policy(
     (13, 40, 20, 9), inputs={"joints": (3,), "map": (2, 3), "goal": (4,)}, head=multi_discrete(3, 2, 4)
 )
@@ -42,6 +52,8 @@ MODELS: dict[str, onnx.ModelProto] = {
     "qdq": quantised(dense_policy((20, 37, 12, 3), head=arg_max)),
     "qdq_per_channel": quantised(dense_policy((5, 18, 21, 2), head=clipped(-1, 1)), per_channel=True),
     "qdq_tanh": quantised(dense_policy((7, 19, 6, 2), activation="Tanh"), activations=UINT8, per_channel=True),
+    "probabilities": dense_policy((5, 18, 21, 9), head=probabilities_of(4, 2, 3), gain=2.0),
+    "qdq_probabilities": quantised(dense_policy((6, 17, 4), head=probabilities, gain=2.0)),
     "qdq_one_input": quantised(dense_policy((1, 1, 5, 1))),
 }
 with_every_model = pytest.mark.parametrize("name", MODELS)
@@ -87,7 +99,7 @@ def test_helium_answers_as_the_oracle(
 
 
 @with_every_checkout
-@pytest.mark.parametrize("name", ["tanh", "qdq_per_channel", "qdq"])
+@pytest.mark.parametrize("name", ["tanh", "qdq_per_channel", "qdq", "probabilities"])
 @pytest.mark.parametrize("board", CORTEX_M, ids=lambda board: board.name)
 def test_every_core_answers_as_the_oracle(
     board: Board, name: str, checkout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -120,13 +132,38 @@ def test_a_quantised_model_has_the_same_answers_with_our_own_kernels(name: str) 
 def test_every_hidden_layer_is_offloaded_and_the_ends_are_not() -> None:
     for name in MODELS:
         first, *hidden, last = compiled(name).offloads
-        assert (first.function, last.function) == (None, None)
+        assert first.function is None
         assert first.reason == "it reads float observations, CMSIS-NN reads codes"
-        assert "its int32 sums" in last.reason
+        if "probabilities" in name:
+            assert last.function == SOFTMAX
+        else:
+            assert last.function is None
+            assert "its int32 sums" in last.reason
         assert all(layer.function in (PER_TENSOR, PER_CHANNEL) for layer in hidden)
     assert {layer.function for layer in compiled("qdq").offloads[1:-1]} == {PER_TENSOR}
     assert PER_CHANNEL in {layer.function for layer in compiled("qdq_per_channel").offloads}
     assert all(layer.reason.endswith("; a table in C follows") for layer in compiled("tanh").offloads[1:-1])
+
+
+def test_a_softmax_is_a_call_for_each_of_its_runs() -> None:
+    decided = compiled("probabilities").offloads[-1]
+    assert (decided.kernel, decided.function) == ("softmax 9", SOFTMAX)
+    assert decided.reason == "it reads codes, a call for each of 3; C makes floats of the codes it gives"
+    calls = re.findall(
+        r"arm_softmax_s8\(codes(.*?), 1, (\d+), .*, steps(.*)\);", layers_of(compiled("probabilities").library)
+    )
+    assert calls == [("", "4", ""), (" + 4", "2", " + 4"), (" + 6", "3", " + 6")]
+    assert SOFTMAX in Interface.of(compiled("probabilities").library).cmsis_nn
+
+
+def test_a_softmax_that_is_called_wrongly_shows(tmp_path: Path) -> None:
+    """It has no status: the stand-in answers what is no probability."""
+    library = compiled("qdq_probabilities").library
+    (call,) = re.findall(r"arm_softmax_s8\(codes, 1, 4, (\d+), (\d+), (-\d+), steps\)", layers_of(library))
+    multiplier, shift, least = call
+    old = f"1, 4, {multiplier}, {shift}, {least}, steps"
+    for index, new in enumerate((f"1, 4, {multiplier}, 31, {least}, steps", f"1, 4, {multiplier}, {shift}, 1, steps")):
+        assert "PARITY FAIL" in answer(library, tmp_path / str(index), edit=(old, new))
 
 
 def test_without_cmsis_nn_nothing_is_decided() -> None:

@@ -28,7 +28,7 @@ from tvm.script import relax as R
 from relay_passes import FoldLut, LowerDense, QuantizeInt8, quantize_int8
 from relay_passes.chain import UnsupportedGraph
 from relay_passes.dataflow import bindings, constant, shape_of
-from relay_passes.lower_dense import call_arguments
+from relay_passes.lower_dense import call_arguments, call_name
 
 F = np.float32
 W1, B1, W2, B2 = (np.random.default_rng(0).standard_normal(shape).astype(F) for shape in ((4, 6), (6,), (6, 2), (2,)))
@@ -197,3 +197,28 @@ def test_a_policy_without_a_dense_layer_is_refused() -> None:
 
     with pytest.raises(UnsupportedGraph, match="the policy has no dense layer; there is nothing to compile"):
         LowerDense()(Module)
+
+
+# ---- probabilities ----
+
+
+def softmax(emit: Any, x: relax.Expr) -> relax.Expr:
+    return op.nn.softmax(x, axis=1)
+
+
+def test_probabilities_of_floats_are_a_kernel_behind_the_head():
+    before = policy(random_weights((4, 6)), head=softmax)
+    *_, (row, head), (_, call) = bindings(LowerDense()(before)["main"])
+    assert [call_name(head), call_name(call)] == ["tinyrl.head_float", "tinyrl.softmax_float"]
+    x, runs = call_arguments(call)
+    assert x.same_as(row)
+    assert constant(runs).tolist() == [6]
+
+
+def test_probabilities_of_codes_are_a_kernel_behind_a_layer():
+    *_, (row, layer), (_, call) = bindings(LowerDense()(integers(softmax))["main"])
+    assert [call_name(layer), call_name(call)] == ["tinyrl.dense_codes", "tinyrl.softmax"]
+    x, runs, multiplier, shift, least_difference = call_arguments(call)
+    assert x.same_as(row)
+    assert constant(runs).tolist() == [5]
+    assert all(constant(array).shape == (1,) for array in (multiplier, shift, least_difference))

@@ -15,7 +15,7 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from relay_passes import FoldLut, LowerDense, PartitionCmsisNN, QuantizeInt8, fixedpoint
-from relay_passes.dataflow import bindings, constant
+from relay_passes.dataflow import bindings, constant, known
 from relay_passes.lower_dense import call_arguments, call_name
 from relay_passes.partition_cmsis_nn import PER_CHANNEL, PER_TENSOR, PREFIX, offloads
 
@@ -99,6 +99,17 @@ def test_heads_and_the_quantisation_of_observations_stay_ours() -> None:
     names = [call_name(value) for _, value in bindings(after["main"])]
     assert [name.partition(".")[0] for name in names] == ["tinyrl", "cmsis_nn", "cmsis_nn", "tinyrl"]
     assert [offload.function is None for offload in offloads(before)] == [True, False, False, True]
+
+
+def test_a_softmax_is_called_with_what_ours_takes() -> None:
+    before = LowerDense()(integers(lambda emit, x: op.nn.softmax(x, axis=1), sizes=(10, 16, 5)))
+    *_, layer_before, (_, ours) = bindings(before["main"])
+    *_, layer_after, (_, theirs) = bindings(PartitionCmsisNN()(before)["main"])
+    assert (call_name(ours), call_name(theirs)) == ("tinyrl.softmax", "cmsis_nn.arm_softmax_s8")
+    assert (call_name(layer_before[1]), call_name(layer_after[1])) == ("tinyrl.dense_codes", PREFIX + PER_CHANNEL)
+    for mine, given_to_it in zip(call_arguments(ours)[1:], call_arguments(theirs)[1:], strict=True):
+        np.testing.assert_array_equal(known(mine), known(given_to_it))
+    assert offloads(before)[-1].reason == "it reads codes; C makes floats of the codes it gives"
 
 
 @given(st.integers(-(2**30), 2**30), st.integers(1, 16))

@@ -53,6 +53,11 @@ def law(kernel: Kernel, x: np.ndarray) -> np.ndarray:
                 value = fixedpoint.requantize(accumulator, kernel.multiplier, -kernel.shift).astype(np.int64)
             codes = np.clip(value + kernel.zero_point, kernel.low, kernel.high)
             return codes if kernel.table is None else fixedpoint.lookup(codes, kernel.table)
+        case k.SoftmaxCodes():
+            ends = np.cumsum(kernel.runs)[:-1]
+            how = zip(np.split(x, ends, axis=1), kernel.multiplier, kernel.shift, kernel.least_difference, strict=True)
+            steps = np.concatenate([fixedpoint.softmax_int8(*run) for run in how], axis=1)
+            return ((steps.astype(np.int32) + 128) / 256).astype(np.float32)
     assert isinstance(kernel, k.DenseHead)
     return answer(kernel.answer, fixedpoint.dense_int8(x, kernel.weight, kernel.bias))
 

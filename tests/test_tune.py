@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +79,8 @@ KERNELS: dict[str, k.Kernel] = {
             np.full(2, 2**30, np.int32), 3, RNG.integers(-32767, 32768, 257).astype(np.int16), biases(2), scales(2)
         ),
     ),
+    "probabilities": k.SoftmaxCodes((2, 3), (2**30, 2**30), (22, 23), (-400, -200)),
+    "float probabilities": k.Softmax((2, 3)),
     "float layer": k.DenseFloat(weights(20, 7, "float32"), biases(20, "float32"), "tanh"),
     "float decision": k.DenseHead(weights(4, 20, "float32"), biases(4, "float32"), k.ArgMax((4,))),
     "float numbers": k.DenseHead(
@@ -137,11 +140,15 @@ def test_one_parameter_that_is_wrong_is_a_wrong_answer(bench: Bench, name: str) 
         tried(bench, task_of(kernel), wrong)
 
 
-def _spoilt(kernel: k.Kernel) -> Iterator[tuple[str, np.ndarray]]:
+def _spoilt(kernel: k.Kernel) -> Iterator[tuple[str, Any]]:
     if isinstance(kernel, k.Quantize):
         yield "inverse_scale", kernel.inverse_scale * np.float32(1.1)
     elif isinstance(kernel, k.Clamp):
         yield "high", kernel.high * np.float32(0.9)
+    elif isinstance(kernel, k.SoftmaxCodes):
+        yield "shift", (21, 23)
+    elif isinstance(kernel, k.Softmax):
+        yield "runs", (3, 2)
     else:
         bias = kernel.bias.copy()
         bias[0] += 1 if isinstance(kernel, k.DenseFloat) else 10_000

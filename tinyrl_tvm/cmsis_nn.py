@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CMSIS-NN as this compiler knows it: the functions it calls, the files these are in, and a layer that one computes.
+"""CMSIS-NN as this compiler knows it: the functions it calls, the files these are in, and what of a policy one computes.
 
 Source: CMSIS-NN 7.0.0 and 99f736a, Include/arm_nnfunctions.h and Source/.
 """
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from schedules import Parameter
 
 _FULLY_CONNECTED, _SUPPORT = "Source/FullyConnectedFunctions", "Source/NNSupportFunctions"
+_SOFTMAX = "Source/SoftmaxFunctions"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ FUNCTIONS = {
         "7.0.0",
         (f"{_FULLY_CONNECTED}/arm_fully_connected_per_channel_s8.c", f"{_SUPPORT}/arm_nn_vec_mat_mult_t_per_ch_s8.c"),
     ),
+    "arm_softmax_s8": Function("6.0.0", (f"{_SOFTMAX}/arm_softmax_s8.c", f"{_SOFTMAX}/arm_nn_softmax_common_s8.c")),
 }
 
 
@@ -107,3 +109,42 @@ class FullyConnected:
         """Name, dtype and length of its input and of its output; its parameters lie beside its code."""
         n_out, n_in = self.weight.shape
         return (("codes", "int8", n_in), ("out", "int8", n_out))
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Probabilities that `function` computes of each run of codes: with multiplier, shift and least_difference, one a run,
+    as it takes them."""
+
+    function: str
+    runs: np.ndarray
+    multiplier: np.ndarray
+    shift: np.ndarray
+    least_difference: np.ndarray
+
+    def __post_init__(self) -> None:
+        assert self.function == "arm_softmax_s8"
+
+    @property
+    def n(self) -> int:
+        return int(self.runs.sum())
+
+    @property
+    def summary(self) -> str:
+        return f"softmax of {' + '.join(map(str, self.runs))}, {self.function}"
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return ()
+
+    @property
+    def parameter_bytes(self) -> int:
+        return 0
+
+    @property
+    def arguments(self) -> tuple[tuple[str, str, int], ...]:
+        """As of a layer."""
+        return (("codes", "int8", self.n), ("out", "float32", self.n))
+
+
+Offloaded = FullyConnected | Softmax

@@ -3,6 +3,7 @@
 
     hidden layer   sum = bias;  sum = fma(x[k], weight[k], sum) for k in order
     head           four such sums from 0, the input k in the sum k mod 4;  ((s0 + s1) + (s2 + s3)) + bias
+    softmax        the steps of `schedules/softmax.py`, e[0] + e[1] + ... in order
     fma(a, b, c)   a b + c, rounded to float32 once
 
 Why steps and not a matrix product: rounding depends on the order, and numpy's order on the machine.
@@ -20,7 +21,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from relay_passes.chain import Chain
-    from relay_passes.head import Continuous, Decision
+    from relay_passes.head import Continuous, Decision, Head
 
 F32 = np.float32
 Values = np.ndarray | np.floating
@@ -61,10 +62,10 @@ class Float32:
         return np.where(np.abs(values) < SMALLEST_NORMAL, F32(0), values) if self.flushes else values
 
 
-def answers(chain: Chain, action: Decision | Continuous, rows: np.ndarray, arithmetic: Float32) -> np.ndarray:
+def answers(chain: Chain, action: Head, rows: np.ndarray, arithmetic: Float32) -> np.ndarray:
     """The actions (n, n_actions) float32 or int32 for observations (n, n_obs); NaN or -1 where a number on the way is not
     finite."""
-    from relay_passes.head import Decision
+    from relay_passes.head import Decision, Probabilities
     from relay_passes.lower_dense import FLOAT_FUNCTIONS
 
     x = _clipped(rows.astype(F32), *chain.limits)
@@ -77,7 +78,10 @@ def answers(chain: Chain, action: Decision | Continuous, rows: np.ndarray, arith
     finite &= np.isfinite(x).all(axis=1)
     if isinstance(action, Decision):
         return np.where(finite[:, None], _decided(x, action), np.int32(-1))
-    x = _continuous(x, action, arithmetic)
+    if isinstance(action, Probabilities):
+        x = softmax(_continuous(x, action.logits, arithmetic), action.runs, arithmetic)
+    else:
+        x = _continuous(x, action, arithmetic)
     return np.where(finite[:, None] & np.isfinite(x).all(axis=1, keepdims=True), x, F32(np.nan))
 
 
@@ -143,18 +147,47 @@ def activated(activation: str, x: np.ndarray, arithmetic: Float32) -> np.ndarray
 
 def tanh(x: np.ndarray, arithmetic: Float32) -> np.ndarray:
     """As `schedules/arithmetic.py` describes it: x P(x²) / Q(x²), the quotient from two steps towards 1 / Q."""
-    from schedules.arithmetic import RECIPROCAL_BITS, TANH_LIMIT, TANH_P, TANH_Q
+    from schedules.arithmetic import TANH_LIMIT, TANH_P, TANH_Q
 
     fma, one = arithmetic.fma, F32(1)
     x = np.clip(x, F32(-TANH_LIMIT), F32(TANH_LIMIT))
     square = arithmetic.multiply(x, x)
     numerator = fma(arithmetic.multiply(x, square), _polynomial(TANH_P[1:], square, arithmetic), x)
     negative = _polynomial([-c for c in TANH_Q], square, arithmetic)
+    return np.clip(arithmetic.multiply(numerator, reciprocal(negative, arithmetic)), -one, one)
+
+
+def reciprocal(negative: np.ndarray, arithmetic: Float32) -> np.ndarray:
+    """-1 / negative, a number below zero: a guess from its bits, and two of the steps that cube the error."""
+    from schedules.arithmetic import RECIPROCAL_BITS
+
+    fma, one = arithmetic.fma, F32(1)
     r = (np.int32(RECIPROCAL_BITS) - negative.view(np.int32)).view(F32)
     for _ in range(2):
         error = fma(negative, r, one)
         r = fma(r, fma(error, error, error), r)
-    return np.clip(arithmetic.multiply(numerator, r), -one, one)
+    return r
+
+
+def softmax(x: np.ndarray, runs: Sequence[int], arithmetic: Float32) -> np.ndarray:
+    """As `schedules/softmax.py` describes it; not a number where a logit is none that is finite."""
+    from schedules.softmax import EXP, LN_2, LOG2_E
+
+    parts = []
+    for logits in np.split(x, np.cumsum(runs)[:-1], axis=1):
+        with np.errstate(invalid="ignore"):
+            y = -np.minimum(np.abs(arithmetic.add(logits, -logits.max(axis=1, keepdims=True))), F32(64))
+        finite = np.isfinite(logits).all(axis=1, keepdims=True)
+        y = np.where(finite, y, F32(0))
+        k = np.trunc(arithmetic.fma(y, F32(LOG2_E), F32(-0.5)))
+        r = arithmetic.fma(k, F32(-LN_2[1]), arithmetic.fma(k, F32(-LN_2[0]), y))
+        power = np.ldexp(_polynomial(EXP, r, arithmetic), k.astype(np.int32))
+        total: np.ndarray = np.zeros((len(x), 1), F32)
+        for column in power.T:
+            total = arithmetic.add(total, column[:, None])
+        part = arithmetic.multiply(power, reciprocal(-total, arithmetic))
+        parts.append(np.where(finite, part, F32(np.nan)))
+    return np.concatenate(parts, axis=1)
 
 
 def _polynomial(coefficients: Sequence[float], x: np.ndarray, arithmetic: Float32) -> np.ndarray:

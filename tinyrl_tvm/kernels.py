@@ -4,11 +4,12 @@ CMSIS-NN that PartitionCmsisNN leaves."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyrl_tvm.cmsis_nn import FullyConnected
+from tinyrl_tvm.cmsis_nn import FullyConnected, Offloaded, Softmax
 
 if TYPE_CHECKING:
     from tvm import IRModule
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from schedules import Kernel
 
 
-def kernels_of(module: IRModule) -> tuple[Kernel | FullyConnected, ...]:
+def kernels_of(module: IRModule) -> tuple[Kernel | Offloaded, ...]:
     """The kernels of a lowered policy, in calling order."""
     from relay_passes.dataflow import bindings
     from relay_passes.lower_dense import call_arguments, call_name
@@ -25,24 +26,34 @@ def kernels_of(module: IRModule) -> tuple[Kernel | FullyConnected, ...]:
     return tuple(_kernel(name, [_value(arg) for arg in arguments]) for name, arguments in calls)
 
 
-def _kernel(name: str, arguments: list[Any]) -> Kernel | FullyConnected:
+def _kernel(name: str, arguments: list[Any]) -> Kernel | Offloaded:
     from relay_passes import partition_cmsis_nn
     from schedules import kernels as k
 
     if name.startswith(partition_cmsis_nn.PREFIX):
-        return FullyConnected(name.removeprefix(partition_cmsis_nn.PREFIX), *arguments)
-    if name == "tinyrl.quantize":
-        inverse, zero_point, low, high = arguments
-        dtype = "int8" if high <= 127 else "int32"
-        return k.Quantize(inverse, zero_point if np.any(zero_point) else None, low, high, dtype)
-    if name == "tinyrl.clamp":
-        return k.Clamp(*arguments)
-    if name == "tinyrl.dense_codes":
-        return k.DenseCodes(*arguments)
-    if name == "tinyrl.dense_float":
-        return k.DenseFloat(*arguments)
+        function = name.removeprefix(partition_cmsis_nn.PREFIX)
+        kind = Softmax if function == partition_cmsis_nn.SOFTMAX else FullyConnected
+        return kind(function, *arguments)
+    if name in ("tinyrl.softmax", "tinyrl.softmax_float"):
+        of_each_run = [tuple(map(int, values)) for values in arguments]
+        return (k.SoftmaxCodes if name == "tinyrl.softmax" else k.Softmax)(*of_each_run)
+    kinds: dict[str, Callable[..., Kernel]] = {
+        "tinyrl.quantize": _quantize,
+        "tinyrl.clamp": k.Clamp,
+        "tinyrl.dense_codes": k.DenseCodes,
+        "tinyrl.dense_float": k.DenseFloat,
+    }
+    if name in kinds:
+        return kinds[name](*arguments)
     weight, bias, *answer = arguments
     return k.DenseHead(weight, bias, _answer(name, answer))
+
+
+def _quantize(inverse: np.ndarray, zero_point: np.ndarray, low: int, high: int) -> Kernel:
+    from schedules import kernels as k
+
+    dtype = "int8" if high <= 127 else "int32"
+    return k.Quantize(inverse, zero_point if np.any(zero_point) else None, low, high, dtype)
 
 
 def _answer(name: str, arguments: list[Any]) -> Any:

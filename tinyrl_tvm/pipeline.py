@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import tinyrl_tvm
 from tinyrl_tvm.calibrate import Observations, read_observations, split_inputs
-from tinyrl_tvm.cmsis_nn import FullyConnected
+from tinyrl_tvm.cmsis_nn import Offloaded
 from tinyrl_tvm.errors import TinyrlError, UnsupportedOp, unknown_name
 from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.memory import NO_BUDGET, Budget, Contract
@@ -194,7 +194,7 @@ def compile_policy(
         *contract.doubts,
     )
     stages = {"relax": _relax_stages(policy, simple.module, graph, lowered), **_stages(program, library)}
-    own = tuple(kernel for kernel in kernels if not isinstance(kernel, FullyConnected))
+    own = tuple(kernel for kernel in kernels if not isinstance(kernel, Offloaded))
     return Compiled(library, precision, reason, own, decided, tuple(changes), notes, stages)
 
 
@@ -304,17 +304,17 @@ def _tuning_records(path: Path | None, core: Target) -> Records:
 
 
 def _placed(
-    kernels: tuple[Kernel | FullyConnected, ...], core: Target, records: Records, asked: bool
-) -> tuple[tuple[PlacedKernel | FullyConnected, ...], tuple[str, ...]]:
+    kernels: tuple[Kernel | Offloaded, ...], core: Target, records: Records, asked: bool
+) -> tuple[tuple[PlacedKernel | Offloaded, ...], tuple[str, ...]]:
     """Every kernel with the choices that were measured for it, or for the nearest that was, of which there is a note; so
     there is of records that were `asked` for and apply to none."""
     from schedules.signature import signature
     from schedules.tuned import place_tuned
 
-    placed: list[PlacedKernel | FullyConnected] = []
+    placed: list[PlacedKernel | Offloaded] = []
     winners, notes, applied = records.winners(), [], 0
     for kernel in kernels:
-        if isinstance(kernel, FullyConnected):
+        if isinstance(kernel, Offloaded):
             placed.append(kernel)
             continue
         tuned, known = place_tuned(kernel, core.kernels, winners)
@@ -331,7 +331,7 @@ def _placed(
 
 def _program(
     policy: Policy,
-    kernels: tuple[PlacedKernel | FullyConnected, ...],
+    kernels: tuple[PlacedKernel | Offloaded, ...],
     core: Target,
     precision: str,
     name: str,
@@ -370,7 +370,7 @@ def _stages(program: Program, library: ModelLibrary) -> dict[str, str]:
     kernels = program.target.kernels
     families = ("portable", kernels) if program.guard else ("portable" if program.target.guard else kernels,)
     steps, _ = program.plan
-    own = [(step.placed, step.function) for step in steps if not isinstance(step.placed, FullyConnected)]
+    own = [(step.placed, step.function) for step in steps if not isinstance(step.placed, Offloaded)]
     tir = [f"# ---- {f}\n{placed.module(f, name).script()}\n" for placed, name in own for f in families]
     sources = {path: data.decode() for path, data in library.files.items() if path.startswith("codegen/")}
     return {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyrl_tvm.cmsis_nn import FullyConnected, since
+from tinyrl_tvm.cmsis_nn import FullyConnected, Offloaded, Softmax, since
 from tinyrl_tvm.emit import lower
 from tinyrl_tvm.emit.assembly import function_text
 from tinyrl_tvm.emit.program import ALIGNMENT, ITEM_BYTES, Program, Step
@@ -28,8 +28,8 @@ _NUMBERS_PER_LINE = 16
 def print_library(program: Program) -> dict[str, bytes]:
     """Path inside the library -> text, for the code of `program`."""
     steps, workspace_bytes = program.plan
-    kernels = [_kernel(step, step.placed, program) for step in steps if not isinstance(step.placed, FullyConnected)]
-    offloaded = [_offloaded(i, s, s.placed) for i, s in enumerate(steps) if isinstance(s.placed, FullyConnected)]
+    kernels = [_kernel(step, step.placed, program) for step in steps if not isinstance(step.placed, Offloaded)]
+    offloaded = [_offloaded(i, s, s.placed) for i, s in enumerate(steps) if isinstance(s.placed, Offloaded)]
     context = {
         "name": program.name,
         "guard": f"TVMGEN_{program.name.upper()}",
@@ -55,7 +55,7 @@ def print_library(program: Program) -> dict[str, bytes]:
         "parameters": [
             text
             for index, step in enumerate(steps)
-            if not isinstance(step.placed, FullyConnected)
+            if not isinstance(step.placed, Offloaded)
             for text in _parameters(index, step.placed.parameters)
         ],
         "copies": _copies(program) if program.gathers else [],
@@ -157,12 +157,24 @@ def _definition(source: str, function: str, prototype: str) -> str:
     return f"{prototype} {body.strip()}\n"
 
 
-def _offloaded(index: int, step: Step, layer: FullyConnected) -> dict[str, Any]:
+def _offloaded(index: int, step: Step, offloaded: Offloaded) -> dict[str, Any]:
+    said = {"index": index, "summary": offloaded.summary, "function": offloaded.function}
+    if isinstance(offloaded, Softmax):
+        ends = np.cumsum(offloaded.runs)
+        columns = (
+            offloaded.runs,
+            ends - offloaded.runs,
+            offloaded.multiplier,
+            offloaded.shift,
+            offloaded.least_difference,
+        )
+        calls = [[int(value) for value in call] for call in zip(*columns, strict=True)]
+        return {**said, "prototype": _prototype(step, "void"), "parameters": [], "softmax": calls, "n_out": offloaded.n}
+    layer = offloaded
     n_out, n_in = layer.weight.shape
     return {
-        "index": index,
-        "summary": layer.summary,
-        "function": layer.function,
+        **said,
+        "softmax": None,
         "prototype": _prototype(step, "int32_t"),
         "parameters": _parameters(index, layer.parameters),
         "per_channel": layer.per_channel,
@@ -211,8 +223,9 @@ def _call(index: int, step: Step, program: Program) -> dict[str, Any]:
     (_, source_dtype, _), *_, (_, result_dtype, _) = step.placed.arguments
     source = inputs[0] if step.source is None else _at(step.source, source_dtype, const=True)
     result = action if step.result is None else _at(step.result, result_dtype, const=False)
-    if isinstance(step.placed, FullyConnected):
-        return {"text": f"{step.function}({source}, {result})", "can_fail": True}
+    if isinstance(step.placed, Offloaded):
+        can_fail = isinstance(step.placed, FullyConnected)  # a softmax returns no status
+        return {"text": f"{step.function}({source}, {result})", "can_fail": can_fail}
     arrays = [f"{p.name}_{index} + {p.origin}" if p.origin else f"{p.name}_{index}" for p in step.placed.parameters]
     return {"text": f"{step.function}({', '.join([source, *arrays, result])})", "can_fail": False}
 

@@ -15,7 +15,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tinyrl_tvm.cmsis_nn import FullyConnected
+from tinyrl_tvm.cmsis_nn import Offloaded
 from tinyrl_tvm.emit import lower
 from tinyrl_tvm.emit.assembly import instructions
 from tinyrl_tvm.emit.program import ALIGNMENT, Program, Step
@@ -119,7 +119,7 @@ def _kernel(step: Step, program: Program) -> _Kernel:
     name = _short(step, program)
     code, frame = f"{name} code", f"{name} frame"
     placed = step.placed
-    if isinstance(placed, FullyConnected):
+    if isinstance(placed, Offloaded):
         return _Kernel(CMSIS_NN_KERNEL.of(code), CMSIS_NN_STACK.of(frame))
     if not program.guard:
         family = "host" if placed.family in ("simd", "wasm") else "portable"

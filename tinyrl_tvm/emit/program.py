@@ -7,7 +7,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tinyrl_tvm.cmsis_nn import FullyConnected
+from tinyrl_tvm.cmsis_nn import FullyConnected, Offloaded
 from tinyrl_tvm.interface import Layer
 from tinyrl_tvm.policy import TensorSpec, c_names
 from tinyrl_tvm.targets import Target
@@ -24,7 +24,7 @@ class Step:
     """A call of a kernel. `source` and `result` are byte offsets into the workspace; None is the caller's own array."""
 
     function: str
-    placed: PlacedKernel | FullyConnected
+    placed: PlacedKernel | Offloaded
     source: int | None
     result: int | None
 
@@ -39,7 +39,7 @@ class Program:
     precision: str
     inputs: tuple[TensorSpec, ...]
     action: TensorSpec
-    kernels: tuple[PlacedKernel | FullyConnected, ...]
+    kernels: tuple[PlacedKernel | Offloaded, ...]
     pedigree: str
     reasons: tuple[str, ...] = ()
 
@@ -113,15 +113,15 @@ class Program:
             return "the core has no unit for floats, for which the C compiler does as well"
         return "no other kernels were asked for"
 
-    def _place(self, placed: PlacedKernel | FullyConnected) -> str:
-        if isinstance(placed, FullyConnected):
+    def _place(self, placed: PlacedKernel | Offloaded) -> str:
+        if isinstance(placed, Offloaded):
             return placed.function
         return "portable" if self.target.guard and not self.guard else placed.family
 
     @property
     def cmsis_nn(self) -> tuple[str, ...]:
         """The functions of CMSIS-NN that are called."""
-        return tuple(dict.fromkeys(k.function for k in self.kernels if isinstance(k, FullyConnected)))
+        return tuple(dict.fromkeys(k.function for k in self.kernels if isinstance(k, Offloaded)))
 
     @property
     def parameter_bytes(self) -> int:
@@ -132,13 +132,14 @@ def _worded(name: str, otherwise: str) -> str:
     return name if any(character.isalpha() for character in name) else otherwise
 
 
-def _function(placed: PlacedKernel | FullyConnected) -> str:
-    if isinstance(placed, FullyConnected):
-        return "dense"
-    return {"Quantize": "quantize", "Clamp": "clamp", "DenseHead": "head"}.get(type(placed.kernel).__name__, "dense")
+def _function(placed: PlacedKernel | Offloaded) -> str:
+    if isinstance(placed, Offloaded):
+        return "dense" if isinstance(placed, FullyConnected) else "softmax"
+    names = {"Quantize": "quantize", "Clamp": "clamp", "DenseHead": "head"}
+    return (names | dict.fromkeys(("Softmax", "SoftmaxCodes"), "softmax")).get(type(placed.kernel).__name__, "dense")
 
 
-def _array_bytes(placed: PlacedKernel | FullyConnected, index: int) -> int:
+def _array_bytes(placed: PlacedKernel | Offloaded, index: int) -> int:
     _, dtype, length = placed.arguments[index]
     return length * ITEM_BYTES[dtype]
 

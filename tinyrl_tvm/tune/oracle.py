@@ -55,6 +55,10 @@ def _questions(kernel: Kernel, n: int, rng: np.random.Generator) -> np.ndarray:
         span = np.clip(kernel.high.astype(np.float64) - kernel.low, 1.0, 1e6)
         middle = np.clip((kernel.high.astype(np.float64) + kernel.low) / 2, -1e6, 1e6)
         return _with_ends(middle + span * rng.normal(size=(n, len(span))), 1e30).astype(np.float32)
+    if isinstance(kernel, k.Softmax):
+        return _with_ends(4 * rng.normal(size=(n, kernel.n)), 1e30).astype(np.float32)
+    if isinstance(kernel, k.SoftmaxCodes):
+        return _with_ends(rng.integers(-128, 128, (n, kernel.n)), 127).astype(np.int8)
     n_in = kernel.weight.shape[1]
     if kernel.weight.dtype == np.float32:
         return _with_ends(rng.normal(size=(n, n_in)), 10.0).astype(np.float32)
@@ -92,7 +96,11 @@ def _answers(kernel: Kernel, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return _codes_of(kernel, x), everything
     if isinstance(kernel, k.Clamp):
         return np.clip(x, kernel.low, kernel.high), everything
-    if isinstance(kernel, k.DenseFloat) or (isinstance(kernel, k.DenseHead) and kernel.floating):
+    if isinstance(kernel, k.SoftmaxCodes):
+        runs = zip(_runs(kernel, x), kernel.multiplier, kernel.shift, kernel.least_difference, strict=True)
+        steps = np.concatenate([fixedpoint.softmax_int8(*run) for run in runs], axis=1).astype(np.float32)
+        return (steps + 128) / 256, everything
+    if isinstance(kernel, k.Softmax | k.DenseFloat) or (isinstance(kernel, k.DenseHead) and kernel.floating):
         (answers, finite), (flushed, _) = (_of_floats(kernel, x, Float32(flushes)) for flushes in (False, True))
         return answers, finite & (answers.view(np.int32) == flushed.view(np.int32)).all(axis=1)
     accumulator = x.astype(np.int64) @ kernel.weight.astype(np.int64).T + kernel.bias
@@ -132,8 +140,12 @@ def _read_off(answer: k.Answer, accumulator: np.ndarray) -> np.ndarray:
     return _bounded(answer, fixedpoint.dequantize(accumulator, answer.scale)).astype(np.float32)
 
 
-def _of_floats(kernel: k.DenseFloat | k.DenseHead, x: np.ndarray, arithmetic: Float32) -> tuple[np.ndarray, np.ndarray]:
+def _of_floats(
+    kernel: k.Softmax | k.DenseFloat | k.DenseHead, x: np.ndarray, arithmetic: Float32
+) -> tuple[np.ndarray, np.ndarray]:
     """Answers, and which rows (n,) stay finite on the way."""
+    if isinstance(kernel, k.Softmax):
+        return float_oracle.softmax(x, kernel.runs, arithmetic), np.isfinite(x).all(axis=1)
     if isinstance(kernel, k.DenseFloat):
         total = float_oracle.dense(kernel.weight.T, kernel.bias, x, arithmetic)
         return float_oracle.activated(kernel.activation, total, arithmetic), np.isfinite(total).all(axis=1)
@@ -150,7 +162,7 @@ def _of_floats(kernel: k.DenseFloat | k.DenseHead, x: np.ndarray, arithmetic: Fl
     return _bounded(answer, value), finite & np.isfinite(value).all(axis=1)
 
 
-def _runs(answer: k.ArgMax, values: np.ndarray) -> list[np.ndarray]:
+def _runs(answer: k.ArgMax | k.Softmax | k.SoftmaxCodes, values: np.ndarray) -> list[np.ndarray]:
     return np.split(values, np.cumsum(answer.runs)[:-1], axis=1)
 
 
