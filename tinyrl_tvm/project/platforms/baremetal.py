@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinyrl_tvm import toolchain
-from tinyrl_tvm.project.platforms.platform import Option, Options, Platform
+from tinyrl_tvm.project.platforms.platform import LOOP_FILES, Option, Options, Platform
 from tinyrl_tvm.targets import ARCHITECTURES, BOARDS, TARGETS, board_named
 
 
@@ -32,7 +32,7 @@ BAREMETAL = Platform(
     "baremetal",
     "firmware without an operating system: start-up code, linker script, console over semihosting",
     products=("out/firmware.elf", "out/firmware_empty.elf"),
-    borrows={f"rpc/{name}": f"src/{name}" for name in ("rpc.c", "rpc.h")},
+    borrows={f"rpc/{name}": f"src/{name}" for name in ("rpc.c", "rpc.h")} | LOOP_FILES,
     options=(Option("board", tuple(BOARDS), "mps3-an547", "the board to build for"),),
     tools=lambda options: (board_named(options["board"]).architecture.compiler,),
     target=lambda options: board_named(options["board"]).target,
