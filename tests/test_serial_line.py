@@ -42,11 +42,14 @@ def test_every_board_replays_over_its_uart_and_calls_no_debugger(board: Board, t
     measured = micro.run(project)
     assert measured.parity == "PASS"
     assert measured.device == f"qemu {board.name}"
+    assert not calls_a_debugger(project.folder / "out" / "firmware.elf", board)
+
+
+def calls_a_debugger(firmware: Path, board: Board) -> bool:
     objdump = toolchain.find(board.architecture.compiler).name.replace("gcc", "objdump")
-    firmware = project.folder / "out" / "firmware.elf"
     listing = subprocess.run([objdump, "-d", firmware], capture_output=True, text=True, check=True).stdout
     assert "<main>:" in listing
-    assert not {"bkpt", "ebreak", "c.ebreak"} & set(listing.split())
+    return bool({"bkpt", "ebreak", "c.ebreak"} & set(listing.split()))
 
 
 def test_instructions_are_those_that_a_debugger_is_told(tmp_path: Path) -> None:
@@ -240,7 +243,7 @@ def test_the_loop_closes_over_the_port(port: str, cartpole_project: Project, tmp
     assert 0 < said["ticks_percentiles"]["50"] < 100
     assert said["deadline_misses"] == 0
     assert said["steps"] == sum(said["returns"]) > 10
-    assert (tmp_path / "steps.csv").read_text().startswith("episode,step,reward,ticks,status,")
+    assert (tmp_path / "steps.csv").read_text().startswith("tick_ms,episode,step,reward,ticks,status,")
 
 
 def test_the_project_says_how_to_talk_to_it(cartpole_project: Project) -> None:

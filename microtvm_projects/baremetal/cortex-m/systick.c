@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "ticks.h"
 
+#define ICSR (*(volatile uint32_t *)0xE000ED04u)
 #define SYST_CSR (*(volatile uint32_t *)0xE000E010u)
 #define SYST_RVR (*(volatile uint32_t *)0xE000E014u)
 #define SYST_CVR (*(volatile uint32_t *)0xE000E018u)
 
 #define COUNTER_BITS 24
 #define COUNTER_TOP ((1u << COUNTER_BITS) - 1u)
+#define ICSR_SYSTICK_PENDING (1u << 26)
 #define ENABLE_WITH_INTERRUPT_FROM_CORE_CLOCK 7u
 
 static volatile uint32_t wraps;
@@ -35,10 +37,14 @@ void ticks_stop(void)
 
 uint32_t ticks_now(void)
 {
-    uint32_t before, counter;
-    do { /* again when the counter wrapped between the two reads */
+    uint32_t before, counter, pending;
+    do { /* again when the counter wrapped between the reads, or is at 0: there it has interrupted but not yet begun anew */
         before = wraps;
         counter = SYST_CVR;
-    } while (before != wraps);
+        pending = ICSR & ICSR_SYSTICK_PENDING;
+    } while (before != wraps || counter == 0);
+    if (pending && counter > COUNTER_TOP / 2) { /* it began anew before it was read, and its interrupt waits */
+        before++;
+    }
     return (before << COUNTER_BITS) + (COUNTER_TOP - counter);
 }

@@ -17,6 +17,15 @@ ANY_RELEASE = "any"  # of CMSIS-NN: the user brings it
 REPLAY_FILES = ("console.c", "console.h", "replay.c", "replay.h", "vectors.c.jinja", "vectors.h.jinja")
 PROFILE_FILES = ("profile/profile.c", "profile/profile.h.jinja")
 
+# Of platforms that bring a main() and a platform.c of their own for the control loop.
+LOOP_FILES = {
+    f"loop/{name}": f"src/loop/{name}"
+    for name in (
+        *("loop.c", "loop.h", "loop_config.h", "robot.c", "spread.c", "spread.h"),
+        *("recording.c", "recording.h", "decimal.c", "decimal.h"),
+    )
+}
+
 
 def named(path: str, name: str) -> str:
     """A path whose {{name}} is that of the policy."""
