@@ -27,6 +27,7 @@ from tinyrl_tvm.device.closed_loop import ClosedLoop
 from tinyrl_tvm.device.measurement import PASS
 from tinyrl_tvm.interface import Interface, Layer, Vectors
 from tinyrl_tvm.memory import IN_PROSE
+from tinyrl_tvm.project.platforms import PLATFORMS
 
 MOST_PLOTS = 6  # of actions; the table has them all
 MOST_OBSERVATIONS = 64  # rows of a table of observations: those that leave their range come first
@@ -270,9 +271,8 @@ def _commands(bench: Bench, library_path: Path, command: Sequence[str]) -> list[
         ):  # the same policy for another core, or in another precision
             tar = f"{folder}.tar"
             lines.append(_compile_command(Pedigree.of(run.project.library), tar))
-        options = [
-            word for name, value in run.project.options.items() for word in ("--project-option", f"{name}={value}")
-        ]
+        given = PLATFORMS[run.platform].given(run.project.options)
+        options = [word for name, value in given.items() for word in ("--project-option", f"{name}={value}")]
         lines.append(shlex.join(["tinyrl-tvm", "micro", "create", folder, tar, run.platform, *options]))
     return [*filter(None, lines), shlex.join(command)]
 

@@ -111,6 +111,11 @@ class Platform:
         name = self.options[0].name
         return f"the {name} '{options[name]}'"
 
+    def given(self, options: Options) -> dict[str, str]:
+        """What has to be given for complete() to give `options`, and the first, which says what the project is for."""
+        defaults = {option.name for option in self.options[1:] if options.get(option.name) == option.default}
+        return {name: value for name, value in options.items() if name not in defaults}
+
     def complete(self, given: Options) -> Options:
         """`given` checked, and the defaults of what it leaves open."""
         known = {option.name: option for option in self.options}
