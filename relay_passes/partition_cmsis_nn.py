@@ -53,12 +53,18 @@ def offloads(module: tvm.IRModule) -> tuple[Offload, ...]:
 
 @tvm.transform.module_pass(opt_level=0, name="PartitionCmsisNN")
 class PartitionCmsisNN:
-    """tinyrl.dense_codes becomes cmsis_nn.arm_fully_connected_*, tinyrl.softmax cmsis_nn.arm_softmax_s8; after LowerDense."""
+    """tinyrl.dense_codes becomes cmsis_nn.arm_fully_connected_*, tinyrl.softmax cmsis_nn.arm_softmax_s8; after LowerDense.
+    `decided` is what `offloads` gave, less those that are to stay ours; without it every layer goes that can."""
+
+    def __init__(self, decided: Sequence[Offload] | None = None) -> None:
+        self.decided = decided
 
     def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+        calls = [var for var, value in bindings(module["main"]) if call_name(value)]
+        decided = dict(zip(calls, self.decided or offloads(module), strict=True))
+
         def replace(var: Var, value: relax.Expr) -> relax.Expr | None:
-            name = call_name(value)
-            function = _offload(name, var, call_arguments(value)).function if name else None
+            function = decided[var].function if call_name(value) else None
             return _call(function, var, call_arguments(value)) if function else None
 
         return rewrite_main(module, replace)

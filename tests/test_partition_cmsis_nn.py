@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import tvm
 from hypothesis import given
@@ -44,6 +46,15 @@ def layer(weight: np.ndarray, multiplier: np.ndarray, shift: int, table: np.ndar
             output = builder.emit_output(call)
         builder.emit_func_output(output)
     return builder.get()
+
+
+def test_a_layer_that_is_to_stay_ours_stays() -> None:
+    module = layer(W, M, 5, NO_TABLE, "int8")
+    (offload,) = offloads(module)
+    assert offload.function == PER_CHANNEL
+    kept = PartitionCmsisNN([dataclasses.replace(offload, function=None)])(module)
+    tvm.ir.assert_structural_equal(kept, module)
+    tvm.ir.assert_structural_equal(PartitionCmsisNN([offload])(module), PartitionCmsisNN()(module))
 
 
 def test_a_layer_with_a_multiplier_an_output_is_called_per_channel() -> None:

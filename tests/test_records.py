@@ -16,13 +16,14 @@ from schedules.kernels import Layout
 from schedules.signature import Signature, signature
 from schedules.tuned import place_tuned, shipped
 from tinyrl_tvm.errors import TinyrlError
-from tinyrl_tvm.records import Origin, Record, RecordFile, Records, parse, read, tvm_version
+from tinyrl_tvm.records import CmsisNN, Origin, Record, RecordFile, Records, parse, read, tvm_version
 from tinyrl_tvm.targets import BOARDS
 
 ORIGIN = Origin("cortex-m55", "qemu mps3-an547")
 DENSE = Signature("DenseCodes", 64, 64, (("multiplier", "int32"), ("weight", "int8")))
 WON = Record(ORIGIN, DENSE, {"rows": 8, "unroll": 2}, 700.5, 731.0)
 LOST = Record(ORIGIN, DENSE, {"rows": 4, "unroll": 2}, 731.0, 731.0)
+OFFLOADED = Record(ORIGIN, DENSE, {}, 650.0, None, None, CmsisNN("arm_fully_connected_s8", "GCC 12"))
 REJECTED = Record(ORIGIN, DENSE, {"rows": 2, "unroll": 2}, None, 731.0, "wrong answers: 3 of 64")
 
 
@@ -44,6 +45,20 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     path = saved(tmp_path / "r.json", WON, LOST, REJECTED)
     assert read(path, "cortex-m55") == Records((WON, LOST, REJECTED))
     assert path.read_bytes().count(b"\n") == 3
+
+
+def test_a_trial_of_cmsis_nn_is_told_from_one_of_ours(tmp_path: Path) -> None:
+    elsewhere = dataclasses.replace(OFFLOADED, origin=Origin("cortex-m55", "board"))
+    rebuilt = dataclasses.replace(OFFLOADED, cost=600.0, cmsis_nn=CmsisNN("arm_fully_connected_s8", "clang 19"))
+    path = saved(tmp_path / "r.json", LOST, OFFLOADED, rebuilt, elsewhere, WON)
+    records = read(path, "cortex-m55")
+    assert records == Records((LOST, OFFLOADED, rebuilt, elsewhere, WON))
+    assert records.winners() == {DENSE: WON.choices}
+    assert records.by_cmsis_nn(WON, "arm_fully_connected_s8") == rebuilt  # the last that was measured there
+    assert records.by_cmsis_nn(WON, "arm_fully_connected_per_channel_s8") is None
+    assert Records((WON, elsewhere)).by_cmsis_nn(WON, "arm_fully_connected_s8") is None
+    with pytest.raises(ValueError, match="leaves no choices"):
+        dataclasses.replace(OFFLOADED, choices={"rows": 8})
 
 
 def test_a_file_is_added_to(tmp_path: Path) -> None:
@@ -88,6 +103,14 @@ def test_half_a_line_does_not_count_and_does_not_swallow_the_next(tmp_path: Path
         changed(WON, choices=[1]).strip(),
         changed(WON, device=3).strip(),
         changed(WON, kernel="dense").strip(),
+        changed(WON, unit="\x1b[2J").strip(),
+        changed(WON, choices=None).strip(),
+        changed(WON, cmsis_nn={"function": "arm_fully_connected_s8", "build": "GCC 12"}).strip(),
+        changed(OFFLOADED, choices={}).strip(),
+        changed(OFFLOADED, cmsis_nn="arm_fully_connected_s8").strip(),
+        changed(OFFLOADED, cmsis_nn={"function": "arm_fully_connected_s8"}).strip(),
+        changed(OFFLOADED, cmsis_nn={"function": 7, "build": "GCC 12"}).strip(),
+        changed(OFFLOADED, cmsis_nn={"function": "arm_fully_connected_s8", "build": ["GCC 12"]}).strip(),
         changed(WON, kernel={"kind": "DenseCodes", "n_in": 0, "n_out": 4, "traits": {}}).strip(),
         changed(WON, kernel={"kind": "DenseCodes", "n_in": 4.0, "n_out": 4, "traits": {}}).strip(),
     ],

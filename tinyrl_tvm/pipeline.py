@@ -37,13 +37,15 @@ PRECISIONS = ("int8", "float32")
 
 @dataclass(frozen=True)
 class Compiled:
-    """What compile made: the library, its precision and why, its own kernels in calling order, where each layer runs (empty
-    where nothing was to be offloaded), what each pass did, what there is to say, and the text of every stage."""
+    """What compile made: the library, its precision and why, the policy as `kernels` of ours and as what is `called`, both in
+    calling order, where each layer runs (empty where nothing was to be offloaded), what each pass did, what there is to
+    say, and the text of every stage."""
 
     library: ModelLibrary
     precision: str
     reason: str
     kernels: tuple[Kernel, ...] = field(repr=False)
+    called: tuple[Kernel | Offloaded, ...] = field(repr=False)
     offloads: tuple[Offload, ...]
     changes: tuple[Change, ...] = field(repr=False)
     notes: tuple[str, ...]
@@ -111,7 +113,8 @@ def compile_policy(
 ) -> Compiled:
     """Compile the policy in `path`. `precision` is int8 when there is `calibration` or the model is quantised already, else
     float32; schedules are chosen by `tuning_records`, else by those that ship for the target. `cmsis_nn` leaves to CMSIS-NN
-    the layers of an int8 policy that it computes bit for bit. Raises TinyrlError."""
+    the layers of an int8 policy that it computes bit for bit, but for those that the records know to cost no more as our
+    own kernels. Raises TinyrlError."""
     core = target_named(target)
     if precision not in (None, *PRECISIONS):
         raise unknown_name("precision", str(precision), PRECISIONS)
@@ -150,7 +153,7 @@ def compile_policy(
                 rows = split_inputs(observations.calibration, simple.inputs)
                 graph, more = _run(graph, int8_passes(rows, wide_first_layer=not cmsis_nn))
             changes += more
-        lowered, decided, more = _lowered(graph, cmsis_nn)
+        kernels, lowered, decided, more = _lowered(graph, cmsis_nn, core, records)
         changes += more
         vectors = split_inputs(observations.vectors, simple.inputs)
         expected = expectations(simple.module, graph, precision, vectors)
@@ -159,8 +162,8 @@ def compile_policy(
         raise UnsupportedOp(f"'{policy.source}': {error}") from None
 
     progress("schedule")
-    kernels = kernels_of(lowered)
-    placed, placed_notes = _placed(kernels, core, records, asked=tuning_records is not None)
+    called = kernels_of(lowered)
+    placed, placed_notes = _placed(kernels, called, core, records, asked=tuning_records is not None)
     reasons = tuple(offload.reason for offload in decided)
     program = _program(simple, placed, core, precision, name, expected, reasons)
     contract = _contract(program, budget)
@@ -194,8 +197,7 @@ def compile_policy(
         *contract.doubts,
     )
     stages = {"relax": _relax_stages(policy, simple.module, graph, lowered), **_stages(program, library)}
-    own = tuple(kernel for kernel in kernels if not isinstance(kernel, Offloaded))
-    return Compiled(library, precision, reason, own, decided, tuple(changes), notes, stages)
+    return Compiled(library, precision, reason, kernels, called, decided, tuple(changes), notes, stages)
 
 
 def module_identifier(name: str) -> str:
@@ -281,16 +283,49 @@ def _run(module: IRModule, passes: list[Pass]) -> tuple[IRModule, list[Change]]:
     return run_passes(module, passes)
 
 
-def _lowered(graph: IRModule, cmsis_nn: bool) -> tuple[IRModule, tuple[Offload, ...], list[Change]]:
-    """The policy as calls of kernels, with what was decided of each when CMSIS-NN is to have some."""
+def _lowered(
+    graph: IRModule, cmsis_nn: bool, core: Target, records: Records
+) -> tuple[tuple[Kernel, ...], IRModule, tuple[Offload, ...], list[Change]]:
+    """The policy as kernels of ours and as calls of kernels, with what was decided of each when CMSIS-NN is to have some."""
     from relay_passes import LowerDense, PartitionCmsisNN
     from relay_passes.partition_cmsis_nn import offloads
+    from tinyrl_tvm.kernels import kernels_of
 
     lowered, changes = _run(graph, [LowerDense()])
+    kernels = tuple(kernel for kernel in kernels_of(lowered) if not isinstance(kernel, Offloaded))
     if not cmsis_nn:
-        return lowered, (), changes
-    partitioned, more = _run(lowered, [PartitionCmsisNN()])
-    return partitioned, offloads(lowered), changes + more
+        return kernels, lowered, (), changes
+    decided = _measured(offloads(lowered), kernels, core, records)
+    partitioned, more = _run(lowered, [PartitionCmsisNN(decided)])
+    return kernels, partitioned, decided, changes + more
+
+
+def _measured(
+    possible: tuple[Offload, ...], kernels: tuple[Kernel, ...], core: Target, records: Records
+) -> tuple[Offload, ...]:
+    """Where each kernel runs: what CMSIS-NN can compute is left to it, unless both were measured and ours costs no more. A
+    tie is ours: it needs nothing of anybody's."""
+    from schedules import place
+    from schedules.signature import signature
+
+    best = records.best()
+
+    def decided(offload: Offload, kernel: Kernel) -> Offload:
+        own = best.get(signature(kernel))
+        theirs = records.by_cmsis_nn(own, offload.function) if own and offload.function else None
+        if own is None or own.cost is None or theirs is None:
+            return offload
+        try:
+            place(kernel, core.kernels, own.choices)
+        except ValueError:  # of a rule that has changed: what it cost is not what would be compiled
+            return offload
+        cost = f"measured: {{:,.1f}} {own.origin.unit}"
+        if theirs.cost is not None and theirs.cost < own.cost:
+            return replace(offload, reason=f"{offload.reason}; {cost.format(theirs.cost)}, ours {own.cost:,.1f}")
+        other = "was rejected" if theirs.cost is None else f"{theirs.cost:,.1f}"
+        return replace(offload, function=None, reason=f"{cost.format(own.cost)}, {offload.function} {other}")
+
+    return tuple(decided(offload, kernel) for offload, kernel in zip(possible, kernels, strict=True))
 
 
 def _tuning_records(path: Path | None, core: Target) -> Records:
@@ -304,18 +339,23 @@ def _tuning_records(path: Path | None, core: Target) -> Records:
 
 
 def _placed(
-    kernels: tuple[Kernel | Offloaded, ...], core: Target, records: Records, asked: bool
+    kernels: tuple[Kernel, ...],
+    called: tuple[Kernel | Offloaded, ...],
+    core: Target,
+    records: Records,
+    asked: bool,
 ) -> tuple[tuple[PlacedKernel | Offloaded, ...], tuple[str, ...]]:
-    """Every kernel with the choices that were measured for it, or for the nearest that was, of which there is a note; so
-    there is of records that were `asked` for and apply to none."""
+    """Every kernel that is `called` as ours with the choices that were measured for it, or for the nearest that was, of which
+    there is a note; so there is of records that were `asked` for and apply to none."""
     from schedules.signature import signature
     from schedules.tuned import place_tuned
 
     placed: list[PlacedKernel | Offloaded] = []
     winners, notes, applied = records.winners(), [], 0
-    for kernel in kernels:
-        if isinstance(kernel, Offloaded):
-            placed.append(kernel)
+    for kernel, call in zip(kernels, called, strict=True):
+        if isinstance(call, Offloaded):
+            placed.append(call)
+            applied += signature(kernel) in winners
             continue
         tuned, known = place_tuned(kernel, core.kernels, winners)
         if known is not None and known != signature(kernel):

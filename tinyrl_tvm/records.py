@@ -5,6 +5,10 @@
      "kernel": {"kind": "DenseCodes", "n_in": 64, ...}, "choices": {"kept": 4}, "cost": 731.25, "default_cost": 763.5,
      "rejected": null}
 
+A kernel that CMSIS-NN computed in the place of ours has no choices, and says what it was:
+
+    {..., "choices": null, "cmsis_nn": {"function": "arm_fully_connected_s8", "build": "..."}, ...}
+
 Why lines: a session that is stopped, or a machine that dies, costs at most the line it was writing, and that one is
 told from a whole one. Records of another target or another TVM are refused, not skipped: they say nothing of what
 would be compiled here, and a file of them was taken by mistake.
@@ -17,7 +21,7 @@ import math
 import os
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -42,9 +46,22 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class CmsisNN:
+    """The `function` of CMSIS-NN that a trial called, and which `build` of it: other sources or another compiler cost
+    something else."""
+
+    function: str
+    build: str
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.function, str) and isinstance(self.build, str)):
+            raise TypeError("a word is none")
+
+
+@dataclass(frozen=True)
 class Record:
     """One trial. `cost` is None when it was rejected, and `rejected` says why; `default_cost` is what the rule's own
-    choices cost, None when they were rejected."""
+    choices cost, None when they were rejected or not measured yet. `cmsis_nn` is None for a kernel of our own."""
 
     origin: Origin
     kernel: Signature
@@ -52,8 +69,11 @@ class Record:
     cost: float | None
     default_cost: float | None
     rejected: str | None = None
+    cmsis_nn: CmsisNN | None = None
 
     def __post_init__(self) -> None:
+        if self.cmsis_nn is not None and self.choices:
+            raise ValueError("CMSIS-NN leaves no choices")
         if (self.cost is None) == (self.rejected is None):
             raise ValueError("a record has a cost or says why it was rejected")
         for cost in (self.cost, self.default_cost):
@@ -68,11 +88,13 @@ class Record:
             "device": self.origin.device,
             "unit": self.origin.unit,
             "kernel": self.kernel.to_json(),
-            "choices": dict(self.choices),
+            "choices": None if self.cmsis_nn else dict(self.choices),
             "cost": self.cost,
             "default_cost": self.default_cost,
             "rejected": self.rejected,
         }
+        if self.cmsis_nn:
+            record["cmsis_nn"] = asdict(self.cmsis_nn)
         return json.dumps(record, allow_nan=False).encode() + b"\n"
 
 
@@ -83,16 +105,29 @@ class Records:
     records: tuple[Record, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def winners(self) -> dict[Signature, Mapping[str, int]]:
-        """The choices that cost least, for every kernel that has some."""
+    def best(self) -> dict[Signature, Record]:
+        """Of our own kernels those that cost least."""
         best: dict[Signature, Record] = {}
         for record in self.records:
-            if record.cost is None:
+            if record.cost is None or record.cmsis_nn is not None:
                 continue
             known = best.get(record.kernel)
             if known is None or known.cost is None or record.cost < known.cost:
                 best[record.kernel] = record
-        return {kernel: record.choices for kernel, record in best.items()}
+        return best
+
+    def winners(self) -> dict[Signature, Mapping[str, int]]:
+        """The choices that cost least, for every kernel that has some."""
+        return {kernel: record.choices for kernel, record in self.best().items()}
+
+    def by_cmsis_nn(self, own: Record, function: str) -> Record | None:
+        """The same kernel by `function` of CMSIS-NN, measured where `own` was; the last time, if there are several
+        builds."""
+        for record in reversed(self.records):
+            made_of = record.cmsis_nn
+            if made_of and (record.origin, record.kernel, made_of.function) == (own.origin, own.kernel, function):
+                return record
+        return None
 
 
 def tvm_version() -> str:
@@ -141,11 +176,15 @@ def _record(fields: dict[str, Any], place: str, target: str) -> Record:
         )
     if fields["target"] != target:
         raise TinyrlError(f"{place} is of target '{fields['target']}', not of '{target}'; give records of that target")
-    choices = fields["choices"]
+    made_of = fields.get("cmsis_nn")
+    cmsis_nn = None if made_of is None else CmsisNN(made_of["function"], made_of["build"])
+    if cmsis_nn is not None and fields["choices"] is not None:
+        raise ValueError("CMSIS-NN leaves no choices")
+    choices = fields["choices"] if cmsis_nn is None else {}
     if not all(isinstance(name, str) and type(value) is int for name, value in choices.items()):
         raise ValueError("choices are whole numbers")
     texts = (fields["device"], fields["unit"], fields["rejected"] or "")
-    if not all(isinstance(text, str) for text in texts):
+    if not all(isinstance(text, str) for text in texts) or not fields["unit"].isprintable():
         raise ValueError("a word is none")
     return Record(
         origin=Origin(target, fields["device"], fields["unit"]),
@@ -154,6 +193,7 @@ def _record(fields: dict[str, Any], place: str, target: str) -> Record:
         cost=_cost(fields["cost"]),
         default_cost=_cost(fields["default_cost"]),
         rejected=fields["rejected"],
+        cmsis_nn=cmsis_nn,
     )
 
 

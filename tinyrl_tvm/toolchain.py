@@ -163,6 +163,12 @@ def doctor() -> tuple[FoundTool, ...]:
     return tuple(found)
 
 
+def version(program: str) -> str | None:
+    """The first line of what a program says of itself; None where there is none."""
+    path = shutil.which(program)
+    return _first_line(Path(path), "--version") if path else None
+
+
 def build_environment(compiler: str = "cc") -> Mapping[str, str]:
     """The caller's environment without what would change a build with `compiler`, one of TOOLS."""
     unwanted = set(UNWANTED_VARIABLES)

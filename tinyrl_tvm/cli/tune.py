@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tinyrl_tvm.cli import tvmc as tvmc_words
 from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json, say_table, tell
 from tinyrl_tvm.cli.run import BAUD
 from tinyrl_tvm.errors import TinyrlError, unknown_name
@@ -28,7 +29,11 @@ TUNERS = ("xgb", "evolutionary", "random", "grid")
 
 @click.command("tune", short_help="Find the fastest schedules of a policy by measurement.")
 @click.argument("policy", type=click.Path(path_type=Path))
-@click.option("--target", metavar="NAME", help=f"The core to tune for (required): {', '.join(TARGETS)}.")
+@click.option(
+    "--target",
+    metavar="NAME",
+    help=f"The core to tune for (required): {', '.join(TARGETS)}; or cmsis-nn,c with --target-cmsis-nn-mcpu=CORE.",
+)
 @click.option(
     "--precision", metavar="int8|float32", help="Default: int8 with --calibration or for a QDQ model, else float32."
 )
@@ -53,6 +58,7 @@ TUNERS = ("xgb", "evolutionary", "random", "grid")
 @click.option("--timeout", type=float, default=20.0, show_default=True, help="Seconds for a build, and for a run.")
 @click.option("--rpc-tracker", metavar="HOST:PORT", help="Measure on the servers of this tracker.")
 @click.option("--rpc-key", metavar="KEY", help="On those of its servers that have this key.")
+@tvmc_words.tvmc_options
 @json_option
 def tune_verb(
     *,
@@ -75,20 +81,27 @@ def tune_verb(
     rpc_tracker: str | None,
     rpc_key: str | None,
     as_json: bool,
+    **tvmc: Any,
 ) -> None:
     """Measure schedules for the kernels of POLICY and write what was found, a trial a line.
 
     Every trial is a firmware that runs on the device; wrong answers are rejected. Ctrl-C keeps what was found, and the
     same command goes on from there. `tinyrl-tvm compile --tuning-records` uses the records.
 
+    With --target cmsis-nn,c what CMSIS-NN can compute is measured by it as well, and compile takes the cheaper of both;
+    CMSIS_NN_PATH names a checkout of it.
+
     \b
     --json: records, target, device, unit, tuner, seed, measured, notes [], tasks [{index, name, kernel {}, count,
-      settings, trials, rejected, default_cost, best_cost, choices {}}]; costs null where nothing right was measured
+      settings, cmsis_nn, trials, rejected, default_cost, best_cost, choices {}, cmsis_nn_cost}]; costs null where
+      nothing right was measured
     """
     if target is None:
         raise click.UsageError(f"no --target; have: {', '.join(TARGETS)}")
     if tuner not in TUNERS:
         raise unknown_name("tuner", tuner, TUNERS)
+    core, cmsis_nn = tvmc_words.target_of(target, tvmc)
+    without_effect = tvmc_words.notes(tvmc)
     records = output_file or Path(f"{policy.stem}.records.json")
     if tasks != "list":
         refuse_unwritable(records, policy, calibration)
@@ -103,20 +116,22 @@ def tune_verb(
             raise TinyrlError("--port and --flash-command go with --device board")
         plan = Plan(trials, tuner, seed, timeout)
         on = (
-            _flashed(device, target, port, baud, flash_command, rpc_tracker)
+            _flashed(device, core, port, baud, flash_command, rpc_tracker)
             if device.partition(":")[0] == "board"
-            else _device(device, target, rpc_tracker, rpc_key)
+            else _device(device, core, rpc_tracker, rpc_key)
         )
         begin("compile")
         every = tuning.tasks_of_policy(
-            policy, target=target, precision=precision, calibration=calibration, output=output
+            policy, target=core, cmsis_nn=cmsis_nn, precision=precision, calibration=calibration, output=output
         )
+    for note in without_effect:
+        tell(f"note: {note}")
     if tasks == "list":
-        _say_tasks(policy, target, every, as_json)
+        _say_tasks(policy, core, every, as_json)
         return
     wanted = chosen(every, tasks)
     if not wanted:
-        raise TinyrlError(f"no kernel of '{policy}' leaves a choice for '{target}'; --tasks list shows them")
+        raise TinyrlError(f"no kernel of '{policy}' leaves a choice for '{core}'; --tasks list shows them")
 
     try:
         with contextlib.closing(on), _bar() as bar:
@@ -129,7 +144,8 @@ def tune_verb(
     if as_json:
         say_json(answer)
     else:
-        _say(policy, answer, tuned, _compile_options(policy, target, precision, calibration, output, records))
+        words = f"cmsis-nn -mcpu={core},c" if cmsis_nn else core
+        _say(policy, answer, tuned, _compile_options(policy, words, precision, calibration, output, records))
 
 
 def _compile_options(
@@ -221,7 +237,7 @@ def _bar() -> Iterator[_Bar]:
 
 
 def _standing(outcomes: tuple[Outcome, ...]) -> str:
-    best, default = _sum(outcomes, lambda o: o.best), _sum(outcomes, lambda o: o.at_default)
+    best, default = _sum(outcomes, lambda o: o.cheapest), _sum(outcomes, lambda o: o.at_default)
     rejected = sum(outcome.rejected for outcome in outcomes)
     text = f"best {best:,.0f} against {default:,.0f} instructions" if best is not None and default is not None else ""
     return f"{text}, {rejected} rejected" if rejected else text
@@ -250,6 +266,7 @@ def _task(task: Task) -> dict[str, Any]:
         "kernel": task.signature.to_json(),
         "count": task.count,
         "settings": len(task.settings),
+        "cmsis_nn": task.offload.function if task.offload else None,
     }
 
 
@@ -271,6 +288,7 @@ def _answer(tuned: Tuned, records: Path, device: Device, tuner: str, seed: int) 
                 "default_cost": outcome.at_default,
                 "best_cost": outcome.best,
                 "choices": dict(outcome.choices),
+                "cmsis_nn_cost": outcome.by_cmsis_nn,
             }
             for outcome in tuned.outcomes
         ],
@@ -278,27 +296,37 @@ def _answer(tuned: Tuned, records: Path, device: Device, tuner: str, seed: int) 
 
 
 def _say(policy: Path, answer: dict[str, Any], tuned: Tuned, compile_options: str) -> None:
+    candidate = any(outcome.task.offload for outcome in tuned.outcomes)
     rows = [
         (
             outcome.task.name,
-            "n/a" if outcome.at_default is None else f"{outcome.at_default:,.1f}",
-            "n/a" if outcome.best is None else f"{outcome.best:,.1f}",
+            _cost(outcome.at_default),
+            _cost(outcome.best),
+            *([_cost(outcome.by_cmsis_nn) if outcome.task.offload else ""] if candidate else []),
             _gain(outcome.at_default, outcome.best),
-            _changed(outcome),
+            "CMSIS-NN" if outcome.offloads else _changed(outcome),
             outcome.trials,
             outcome.rejected,
         )
         for outcome in tuned.outcomes
     ]
-    columns = ("kernel", "by default", "best", "gain", "choices that won", "trials", "rejected")
+    theirs = ["CMSIS-NN"] if candidate else []
+    columns = ("kernel", "by default", "best", *theirs, "gain", "choices that won", "trials", "rejected")
     say_table(f"{policy.name} on {answer['device']}, {answer['unit']} a call", columns, rows)
     for note in answer["notes"]:
         say(f"note: {note}")
     default, best = _sum(tuned.outcomes, lambda o: o.at_default), _sum(tuned.outcomes, lambda o: o.best)
     if default is not None and best is not None:
         say(f"these kernels together: {default:,.1f} by default, {best:,.1f} tuned ({_gain(default, best)})")
+    cheapest = _sum(tuned.outcomes, lambda o: o.cheapest)
+    if cheapest is not None and cheapest != best:
+        say(f"with CMSIS-NN where it costs less: {cheapest:,.1f}")
     say(f"wrote '{answer['records']}': {answer['measured']:,} trials measured now")
     say(f"next: tinyrl-tvm compile {compile_options}")
+
+
+def _cost(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:,.1f}"
 
 
 def _gain(default: float | None, best: float | None) -> str:

@@ -75,6 +75,20 @@ def print_library(program: Program) -> dict[str, bytes]:
     return {path: _render(template, context | _file_names(path)) for path, template in files.items()}
 
 
+def print_layer(layer: FullyConnected, name: str, function: str) -> bytes:
+    """The C of one layer as `function`, which `tvmgen_<name>_kernels.h` declares, as a library has it."""
+    context = {
+        "name": name,
+        "file_name": f"{name}.c",
+        "pedigree": "Written by tinyrl-tvm, to be measured.",
+        "guard": f"TVMGEN_{name.upper()}",
+        "alignment": ALIGNMENT,
+        "offloaded": [_offloaded(0, Step(function, layer, None, None), layer)],
+        "cmsis_nn_since": since([layer.function]),
+    }
+    return _render("cmsis_nn.c.jinja", context)
+
+
 def comment(text: str) -> str:
     """Text from a model, safe inside a C comment: on one line, printable ASCII, never closing it."""
     printable = re.sub(r"[^\x20-\x7e]", "?", text)

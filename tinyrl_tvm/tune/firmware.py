@@ -22,17 +22,18 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from schedules import LlvmOptions, PlacedKernel, place
+from schedules import LlvmOptions, Parameter, PlacedKernel, place
 from schedules import kernels as k
 from tinyrl_tvm import project as projects
 from tinyrl_tvm import toolchain
+from tinyrl_tvm.cmsis_nn import FullyConnected
 from tinyrl_tvm.device.emulator import Emulate
 from tinyrl_tvm.device.farm import Lost
 from tinyrl_tvm.device.workers import Died, Workers
 from tinyrl_tvm.emit import lower
 from tinyrl_tvm.emit.archive import archive
 from tinyrl_tvm.emit.assembly import function_text
-from tinyrl_tvm.emit.c_library import C_TYPES
+from tinyrl_tvm.emit.c_library import C_TYPES, print_layer
 from tinyrl_tvm.emit.program import ALIGNMENT, ITEM_BYTES, Program
 from tinyrl_tvm.errors import NoAnswer, TinyrlError
 from tinyrl_tvm.policy import TensorSpec
@@ -64,14 +65,20 @@ class Commands:
 
 
 class Bench:
-    """Builds trials for one board, in one folder. Calls may come from several threads."""
+    """Builds trials for one board, in one folder, some by `functions` of CMSIS-NN. Calls may come from several threads."""
 
     def __init__(
-        self, board: Board, folder: Path, workers: Workers, timeout_s: float, link: str = "semihosting"
+        self,
+        board: Board,
+        folder: Path,
+        workers: Workers,
+        timeout_s: float,
+        link: str = "semihosting",
+        functions: tuple[str, ...] = (),
     ) -> None:
         self.board, self.target = board, target_named(board.target)
         self._folder, self._workers, self._timeout_s = folder, workers, timeout_s
-        self._commands = _commands(board, folder / "board", link)
+        self._commands = _commands(board, folder / "board", link, functions)
         self._exams: dict[Task, Exam] = {}
         self._harnesses: dict[str, Path] = {}
         self._identities: dict[Path, int] = {}
@@ -79,19 +86,37 @@ class Bench:
 
     def build(self, number: int, task: Task, placed: PlacedKernel, module: Any) -> Path:
         """The firmware of trial `number`, from the scheduled `module` of one function. Raises Rejected."""
-        folder = self._folder / f"trial{number}"
-        sources = folder / "sources"  # below the folder that a device sees
+        return self._linked(self._sources(number), task, placed, self._assembled(module, placed.llvm), [])
+
+    def build_offload(self, number: int, task: Task) -> Path:
+        """The firmware of trial `number`, in which CMSIS-NN computes the task's layer. Raises Rejected."""
+        assert task.offload is not None
+        sources = self._sources(number)
+        source, made = sources / "layer.c", sources / "layer.o"
+        source.write_bytes(print_layer(task.offload, "trial", FUNCTION))
+        (sources / "tvmgen_trial_kernels.h").write_text(_header(task.offload, self._exam(task)))
+        files = {"src/main.c": [str(source)], "out/src/main.c.o": [str(made)]}
+        self._run(_replaced(self._commands.compile, files))
+        return self._linked(sources, task, task.offload, "", [str(made)])
+
+    def _sources(self, number: int) -> Path:
+        sources = self._folder / f"trial{number}" / "sources"  # below the folder that a device sees
         sources.mkdir(parents=True)
-        listing = self._assembled(module, placed.llvm)
+        return sources
+
+    def _linked(
+        self, sources: Path, task: Task, placed: PlacedKernel | FullyConnected, listing: str, objects: list[str]
+    ) -> Path:
+        """`placed`, whose code is `listing` or in `objects`, with what it is asked."""
         questions = self._exam(task)
-        *arrays, _ = placed.arguments
-        _, dtype, length = arrays[0]
-        stride = -(-length * ITEM_BYTES[dtype] // ALIGNMENT) * ALIGNMENT // ITEM_BYTES[dtype]
-        data = {"questions": _padded(questions.questions, stride, length, dtype), "answers": questions.answers}
-        data |= {parameter.name: parameter.values for parameter in placed.parameters}
+        _, dtype, length = placed.arguments[0]
+        data = {"questions": _padded(questions.questions, _stride(placed), length, dtype), "answers": questions.answers}
+        data |= {parameter.name: parameter.values for parameter in _passed(placed)}
         identity = zlib.crc32(listing.encode())
         for values in data.values():
             identity = zlib.crc32(np.ascontiguousarray(values).tobytes(), identity)
+        for made in objects:
+            identity = zlib.crc32(Path(made).read_bytes(), identity)
         for name, values in data.items():
             np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tofile(sources / f"{name}.bin")
         (sources / "kernel.S").write_text(
@@ -107,10 +132,11 @@ class Bench:
                 ],
             )
         )
-        harness = self._harness(_header(placed, questions, stride))
-        firmware = folder / "firmware.elf"
+        harness = self._harness(_header(placed, questions))
+        firmware = sources.parent / "firmware.elf"
         self._identities[firmware] = identity
-        link = _replaced(self._commands.link, {"out/src/main.c.o": [str(sources / "kernel.S"), str(harness)]})
+        files = [str(sources / "kernel.S"), str(harness), *objects]
+        link = _replaced(self._commands.link, {"out/src/main.c.o": files})
         self._run([*link, f"-Wa,-I{sources}", "-o", str(firmware)])
         return firmware
 
@@ -210,8 +236,8 @@ def _assembly(module: Any, target: str, options: LlvmOptions) -> str:
     return function_text(lower.assembly(renamed, target_named(target).tvm(options)), FUNCTION)
 
 
-def _commands(board: Board, folder: Path, link: str) -> Commands:
-    library = empty_library(target_named(board.target))
+def _commands(board: Board, folder: Path, link: str, functions: tuple[str, ...]) -> Commands:
+    library = empty_library(target_named(board.target), functions)
     project = projects.create(library, folder, "baremetal", {"board": board.name, "link": link})
     projects.build(project)
     listing = subprocess.run(
@@ -232,15 +258,17 @@ def _commands(board: Board, folder: Path, link: str) -> Commands:
     )
 
 
-def empty_library(target: Target) -> Any:
-    """The smallest policy there is: what a project needs so that the rest of it can be built."""
+def empty_library(target: Target, functions: tuple[str, ...] = ()) -> Any:
+    """The smallest policy there is: what a project needs so that the rest of it can be built, `functions` of CMSIS-NN
+    included."""
     limit: np.ndarray = np.ones(1, np.float32)
     kernel = place(k.Clamp(-limit, limit), target.kernels)
     spec = TensorSpec("obs", (1,), "float32")
     program = Program("empty", target, "float32", (spec,), TensorSpec("action", (1,), "float32"), (kernel,), "")
     zero: np.ndarray = np.zeros((1, 1), np.float32)
     vectors = {"observations": zero, "expected": zero, "float_action": zero}
-    return archive(program, "", vectors, {"tolerance": 0.0, "source": "tune", "sha256": 64 * "0"})
+    facts = {"tolerance": 0.0, "source": "tune", "sha256": 64 * "0", "cmsis_nn": list(functions)}
+    return archive(program, "", vectors, facts)
 
 
 def _replaced(command: tuple[str, ...], words: dict[str, list[str]]) -> list[str]:
@@ -256,7 +284,18 @@ def _padded(questions: np.ndarray, stride: int, length: int, dtype: str) -> np.n
     return rows
 
 
-def _header(placed: PlacedKernel, questions: Exam, stride: int) -> str:
+def _stride(placed: PlacedKernel | FullyConnected) -> int:
+    """Elements from one question to the next."""
+    _, dtype, length = placed.arguments[0]
+    return -(-length * ITEM_BYTES[dtype] // ALIGNMENT) * ALIGNMENT // ITEM_BYTES[dtype]
+
+
+def _passed(placed: PlacedKernel | FullyConnected) -> tuple[Parameter, ...]:
+    """The parameters that a call passes; those of a layer of CMSIS-NN lie beside its code."""
+    return () if isinstance(placed, FullyConnected) else placed.parameters
+
+
+def _header(placed: PlacedKernel | FullyConnected, questions: Exam) -> str:
     (_, input_dtype, _), *_, (_, output_dtype, output_length) = placed.arguments
     return _template("trial.h.jinja").render(
         summary=placed.summary,
@@ -265,11 +304,12 @@ def _header(placed: PlacedKernel, questions: Exam, stride: int) -> str:
         output_type=C_TYPES[output_dtype],
         n_rows=len(questions.questions),
         n_answers=questions.answers.shape[1],
-        input_stride=stride,
+        input_stride=_stride(placed),
         output_length=output_length,
         parameters=[
-            {"name": p.name, "ctype": C_TYPES[str(p.values.dtype)], "origin": p.origin} for p in placed.parameters
+            {"name": p.name, "ctype": C_TYPES[str(p.values.dtype)], "origin": p.origin} for p in _passed(placed)
         ],
+        has_status=isinstance(placed, FullyConnected),
     )
 
 

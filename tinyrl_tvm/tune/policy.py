@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tinyrl_tvm import pipeline
+from tinyrl_tvm.cmsis_nn import FullyConnected
 from tinyrl_tvm.records import Record, RecordFile, Records, read
 from tinyrl_tvm.targets import target_named
 from tinyrl_tvm.tune.session import Device, Outcome, Plan, Session
@@ -24,14 +25,24 @@ class Tuned:
 
 
 def tasks_of_policy(
-    path: Path, *, target: str, precision: str | None = None, calibration: Path | None = None, output: str | None = None
+    path: Path,
+    *,
+    target: str,
+    cmsis_nn: bool = False,
+    precision: str | None = None,
+    calibration: Path | None = None,
+    output: str | None = None,
 ) -> tuple[Task, ...]:
-    """The distinct kernels of a policy as `compile` would place them for `target`, in calling order."""
+    """The distinct kernels of a policy as `compile` would place them for `target`, in calling order, with CMSIS-NN's beside
+    them when it is to have a try."""
     core = target_named(target)
-    compiled = pipeline.compile_policy(path, target=target, precision=precision, calibration=calibration, output=output)
+    compiled = pipeline.compile_policy(
+        path, target=target, cmsis_nn=cmsis_nn, precision=precision, calibration=calibration, output=output
+    )
     # where the C twin is the only code there is nothing to choose
     own = compiled.precision == "int8" or core.float_unit
-    return tasks_of(compiled.kernels, core.kernels if own else "portable")
+    offloads = [called if isinstance(called, FullyConnected) else None for called in compiled.called]
+    return tasks_of(compiled.kernels, core.kernels if own else "portable", offloads)
 
 
 def read_known(records: Path, given: Path | None, target: str) -> tuple[Records, Records]:
@@ -40,6 +51,11 @@ def read_known(records: Path, given: Path | None, target: str) -> tuple[Records,
     if given is None or (records.exists() and given.samefile(records)):
         return earlier, Records()
     return earlier, read(given, target)
+
+
+def _trial(record: Record) -> tuple[object, ...]:
+    """What was measured, whatever came of it."""
+    return record.origin, record.kernel, setting_of(record.choices), record.cmsis_nn
 
 
 def tune(
@@ -53,8 +69,8 @@ def tune(
 ) -> Tuned:
     """Append to `records`. `on_session` sees the session before it begins, `on_record` every trial as it ends."""
     earlier, added = read_known(records, given, device.board.target)
-    present = {(record.origin, record.kernel, setting_of(record.choices)) for record in earlier.records}
-    new = [r for r in added.records if (r.origin, r.kernel, setting_of(r.choices)) not in present]
+    present = {_trial(record) for record in earlier.records}
+    new = [record for record in added.records if _trial(record) not in present]
     known = [*earlier.records, *new]
     foreign = [record for record in known if record.origin != device.origin]
     notes = [*earlier.notes, *added.notes]

@@ -6,6 +6,8 @@
                   -> TrialRunner    on as many devices as there are; a record is written the moment a trial ends
                   -> XGBModel       learns from the results, and is asked by the search
 
+What CMSIS-NN can compute is measured by it first: it has no knobs, so that there is nothing to search.
+
 MetaSchedule's loop is C++ and cannot be interrupted, so it runs in a thread of its own and asks, wherever it calls back
 into Python, whether it should stop.
 
@@ -16,6 +18,7 @@ were asked for, whichever device was first.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -35,8 +38,9 @@ from tinyrl_tvm.device.emulator import Emulate
 from tinyrl_tvm.device.farm import Lost
 from tinyrl_tvm.device.workers import Workers
 from tinyrl_tvm.errors import NoAnswer, TinyrlError
-from tinyrl_tvm.records import Origin, Record
+from tinyrl_tvm.records import CmsisNN, Origin, Record
 from tinyrl_tvm.targets import Board, Target, target_named
+from tinyrl_tvm.tune.checkout import build_of
 from tinyrl_tvm.tune.firmware import Bench, Rejected
 from tinyrl_tvm.tune.search import Search
 from tinyrl_tvm.tune.task import Setting, Task, setting_of
@@ -90,7 +94,7 @@ class Plan:
 @dataclass(frozen=True)
 class Outcome:
     """What a task came to. Costs are None where nothing right was measured; `at_default` is that of the rule's own
-    choices, `best` that of `choices`."""
+    choices, `best` that of `choices`, `by_cmsis_nn` that of CMSIS-NN in their place."""
 
     task: Task
     trials: int
@@ -98,6 +102,17 @@ class Outcome:
     at_default: float | None
     best: float | None
     choices: Setting
+    by_cmsis_nn: float | None = None
+
+    @property
+    def offloads(self) -> bool:
+        """As `compile` decides: a tie is ours."""
+        return None not in (self.best, self.by_cmsis_nn) and self.cheapest != self.best
+
+    @property
+    def cheapest(self) -> float | None:
+        """None while ours has no cost: nothing is decided then."""
+        return self.best if self.best is None or self.by_cmsis_nn is None else min(self.best, self.by_cmsis_nn)
 
 
 @contextlib.contextmanager
@@ -132,14 +147,16 @@ class Session:
         self.searches = {task.index: Search(task, plan.tuner, plan.seed) for task in self.tasks}
         self.trials: list[tuple[Task, Setting]] = []  # by number
         self.costs: dict[tuple[int, Setting], float | None] = {}  # by task and setting, as trials end
+        self.offloaded: dict[int, float | None] = {}  # costs of CMSIS-NN by task
+        self._builds = {t.index: CmsisNN(t.offload.function, build_of(t.offload.function)) for t in tasks if t.offload}
         self._codes: dict[Code, Setting] = {}
         self._on_record = on_record
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._remember(known)
-        self.known = len(self.costs)
-        self.possible = sum(len(task.settings) for task in self.tasks)
+        self.known = len(self.costs) + len(self.offloaded)
+        self.possible = sum(task.trials for task in self.tasks)
         self.unasked = max(0, min(plan.trials, self.possible) - self.known)
 
     def run(self) -> tuple[Outcome, ...]:
@@ -174,18 +191,24 @@ class Session:
     def _outcome(self, task: Task) -> Outcome:
         with self._lock:
             costs = {setting: cost for (index, setting), cost in self.costs.items() if index == task.index}
+            offloaded = [self.offloaded[task.index]] if task.index in self.offloaded else []
         right = {setting: cost for setting, cost in costs.items() if cost is not None}
         # of equals the default, then the first in order: never the one that happened to end first
         best = min(right, key=lambda setting: (right[setting], setting != task.default, setting), default=task.default)
-        return Outcome(task, len(costs), len(costs) - len(right), costs.get(task.default), right.get(best), best)
+        trials = [*costs.values(), *offloaded]
+        default, rejected = costs.get(task.default), trials.count(None)
+        return Outcome(task, len(trials), rejected, default, right.get(best), best, *offloaded)
 
     def _remember(self, known: Iterable[Record]) -> None:
-        tasks = {task.signature: task for task in self.tasks}
-        for record in known:
-            task = tasks.get(record.kernel)
+        # costs of another device compare with nothing; of a knob that is gone, or new, there is nothing to reuse
+        for record, task in itertools.product([r for r in known if r.origin == self.device.origin], self.tasks):
+            if record.kernel != task.signature:
+                continue
             setting = setting_of(record.choices)
-            # costs of another device compare with nothing; of a knob that is gone, or new, there is nothing to reuse
-            if task is not None and record.origin == self.device.origin and setting in task.settings:
+            if record.cmsis_nn is not None:
+                if record.cmsis_nn == self._builds.get(task.index):
+                    self.offloaded[task.index] = record.cost
+            elif setting in task.settings:
                 self.costs[task.index, setting] = record.cost
                 self.searches[task.index].knows(setting, record.cost)
 
@@ -268,7 +291,7 @@ class Session:
             return None
         except NoAnswer as error:
             if setting == task.default:  # not a bad schedule but a bad board: every other would wait as long
-                self._fail(self._silent(task))
+                self._fail(self._silent(task, "as it is by default"))
                 return None
             rejected = str(error)
         except BaseException as error:
@@ -279,21 +302,39 @@ class Session:
         self._ended(task, setting, cost, rejected)
         return cost
 
-    def _ended(self, task: Task, setting: Setting, cost: float | None, rejected: str | None) -> None:
+    def _offload(self, bench: Bench, task: Task) -> None:
+        """Measure the task's layer as CMSIS-NN computes it."""
+        cost, rejected = None, None
+        try:
+            firmware = bench.build_offload(self.number_of(task, ()), task)
+            cost = bench.measure(self.device.emulate, firmware)
+        except Rejected as error:
+            rejected = str(error)
+        except NoAnswer:  # a bad board, for all that is known yet
+            self._fail(self._silent(task, "by CMSIS-NN"))
+        if not self.stopped:
+            self._ended(task, (), cost, rejected, self._builds[task.index])
+
+    def _ended(
+        self, task: Task, setting: Setting, cost: float | None, rejected: str | None, cmsis_nn: CmsisNN | None = None
+    ) -> None:
         with self._lock:
-            self.costs[task.index, setting] = cost
+            if cmsis_nn is None:
+                self.costs[task.index, setting] = cost
+            else:
+                self.offloaded[task.index] = cost
             at_default = self.costs.get((task.index, task.default))
         reason = rejected[:REASON_LENGTH] if rejected is not None else None
-        record = Record(self.device.origin, task.signature, dict(setting), cost, at_default, reason)
+        record = Record(self.device.origin, task.signature, dict(setting), cost, at_default, reason, cmsis_nn)
         try:
             self._on_record(task, record)
         except BaseException as error:  # a disk that is full
             self._fail(error)
 
-    def _silent(self, task: Task) -> TinyrlError:
+    def _silent(self, task: Task, how: str) -> TinyrlError:
         return TinyrlError(
-            f"{self.device.name} did not answer within {self.plan.timeout_s:g} s, asked for '{task.name}' as it is by "
-            "default; is the board there? a slow one needs a longer --timeout"
+            f"{self.device.name} did not answer within {self.plan.timeout_s:g} s, asked for '{task.name}' {how}; "
+            "is the board there? a slow one needs a longer --timeout"
         )
 
     def _fail(self, error: BaseException) -> None:
@@ -317,7 +358,14 @@ class Session:
 
         self._know_codes()
         model = parts.cost_model(self) if self.plan.tuner == "xgb" else None
-        bench = Bench(self.device.board, folder, workers, self.plan.timeout_s, self.device.link)
+        functions = tuple(dict.fromkeys(made.function for made in self._builds.values()))
+        bench = Bench(self.device.board, folder, workers, self.plan.timeout_s, self.device.link, functions)
+        for task in self.tasks:
+            if task.offload is not None and task.index not in self.offloaded and self.unasked and not self.stopped:
+                self.unasked -= 1
+                self._offload(bench, task)
+        if self.stopped or not self.unasked:
+            return
         contexts = [parts.tune_context(self, task, self.searches[task.index]) for task in self.tasks]
         if model is not None:
             for task, context in zip(self.tasks, contexts, strict=True):

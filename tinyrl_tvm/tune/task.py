@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A task: one distinct kernel of a policy, with the settings of its knobs. Layers that share their code share a task."""
+"""A task: one distinct kernel of a policy, with the settings of its knobs, and with CMSIS-NN's where that is a candidate.
+Layers that share their code share a task."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +14,7 @@ from tvm import ir
 from schedules import Kernel, PlacedKernel, knobs_of, place
 from schedules.knobs import defaults, settings
 from schedules.signature import Signature, signature
+from tinyrl_tvm.cmsis_nn import FullyConnected
 from tinyrl_tvm.errors import TinyrlError
 
 MAX_SETTINGS = 100_000  # of one kernel; a rule with more has knobs that nobody could measure
@@ -27,12 +28,14 @@ def setting_of(choices: Mapping[str, int]) -> Setting:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """`kernel` stands for the `count` kernels of the policy that have its signature."""
+    """`kernel` stands for the `count` kernels of the policy that have its signature; `offload` is the same layer as CMSIS-NN
+    would compute it, where it is to be measured too."""
 
     index: int
     kernel: Kernel = field(repr=False)
     family: str
     count: int = 1
+    offload: FullyConnected | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -64,6 +67,11 @@ class Task:
                 raise TinyrlError(f"'{self.name}' has more than {MAX_SETTINGS:,} settings; name other --tasks")
         return tuple(found)
 
+    @property
+    def trials(self) -> int:
+        """At most."""
+        return len(self.settings) + (self.offload is not None)
+
     @cached_property
     def described(self) -> ir.IRModule:
         """The kernel as it is by default, scheduled for nothing."""
@@ -73,21 +81,25 @@ class Task:
         return place(self.kernel, self.family, dict(setting))
 
 
-def tasks_of(kernels: Iterable[Kernel], family: str) -> tuple[Task, ...]:
-    """In calling order."""
+def tasks_of(
+    kernels: Iterable[Kernel], family: str, offloads: Iterable[FullyConnected | None] | None = None
+) -> tuple[Task, ...]:
+    """In calling order. `offloads` are the layers that CMSIS-NN could compute, None for those it cannot."""
     kernels = tuple(kernels)
-    counts = Counter(signature(kernel) for kernel in kernels)
-    first = {signature(kernel): kernel for kernel in reversed(kernels)}
+    alike: dict[tuple[Signature, str | None], list[tuple[Kernel, FullyConnected | None]]] = {}
+    for kernel, offload in zip(kernels, offloads or [None] * len(kernels), strict=True):
+        # of one shape, but some with a multiplier for every output and some not: CMSIS-NN has a function for either
+        key = signature(kernel), offload.function if offload else None
+        alike.setdefault(key, []).append((kernel, offload))
     return tuple(
-        Task(index, first[known], family, counts[known])
-        for index, known in enumerate(dict.fromkeys(signature(kernel) for kernel in kernels))
+        Task(index, layers[0][0], family, len(layers), layers[0][1]) for index, layers in enumerate(alike.values())
     )
 
 
 def chosen(tasks: tuple[Task, ...], wanted: str | None) -> tuple[Task, ...]:
     """`wanted` is "0,2", a name, or whole words of names: "dense 64 -> 64". None for those that have something to choose."""
     if wanted is None:
-        return tuple(task for task in tasks if len(task.settings) > 1)
+        return tuple(task for task in tasks if task.trials > 1)
     found: dict[int, Task] = {}
     if named := tuple(task for task in tasks if task.name == wanted.strip()):
         return named  # names have commas of their own

@@ -25,12 +25,13 @@ static struct {
 
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 
-static void no_kernel(KERNEL_PARAMETERS)
+static KERNEL_RESULT no_kernel(KERNEL_PARAMETERS)
 {
+    return NO_RESULT;
 }
 
 /* Volatile, so that kernel and empty function are called by the very same machine code. */
-static void (*volatile subject)(KERNEL_PARAMETERS);
+static KERNEL_RESULT (*volatile subject)(KERNEL_PARAMETERS);
 
 /* Bit for bit, floats too. */
 static int is_right(const trial_output *answer, const trial_output *expected)
@@ -83,7 +84,7 @@ static void examine(void)
 
 static __attribute__((noinline)) uint32_t ticks_of_subject(uint32_t rounds)
 {
-    void (*const call)(KERNEL_PARAMETERS) = subject;
+    KERNEL_RESULT (*const call)(KERNEL_PARAMETERS) = subject;
     const uint32_t start = ticks_now();
     for (uint32_t round = 0; round < rounds; round++) {
         for (uint32_t row = 0; row < N_ROWS; row++) {
