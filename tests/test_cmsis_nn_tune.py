@@ -70,7 +70,7 @@ def test_its_layers_pass_the_exam_and_one_wrong_parameter_fails_it(
     ]
     functions = tuple(dict.fromkeys(task.offload.function for task in tasks if task.offload))
     assert set(functions) == {PER_TENSOR, PER_CHANNEL}
-    bench = Bench(board, tmp_path, workers, 60.0, functions)
+    bench = Bench(board, tmp_path, workers, 60.0, functions=functions)
     for number, task in enumerate(tasks):
         assert task.offload is not None
         cost = bench.measure(emulate, bench.build_offload(2 * number, task))
@@ -87,7 +87,7 @@ def test_a_layer_that_it_refuses_is_rejected(workers: Workers, tmp_path: Path, m
     task = next(task for task in tasks_for(compiled("qdq", "cortex-m4"), "cortex-m4") if task.offload)
     assert task.offload is not None
     refused = dataclasses.replace(task, offload=dataclasses.replace(task.offload, low=-129))
-    bench = Bench(M4, tmp_path, workers, 60.0, (task.offload.function,))
+    bench = Bench(M4, tmp_path, workers, 60.0, functions=(task.offload.function,))
     with pytest.raises(Rejected, match=r"^wrong answers: .* question 0 answer 0 is a5, not "):
         bench.measure(emulate, bench.build_offload(0, refused))
 
@@ -102,7 +102,7 @@ def test_an_old_release_is_rejected_in_its_own_words(
     header = old / "Include" / "arm_nnfunctions.h"
     header.write_text(f"#define STAND_IN_RELEASE 5\n{header.read_text()}")
     monkeypatch.setenv("CMSIS_NN_PATH", str(old))
-    bench = Bench(M4, tmp_path, workers, 60.0, (task.offload.function,))
+    bench = Bench(M4, tmp_path, workers, 60.0, functions=(task.offload.function,))
     with pytest.raises(Rejected, match=r"^does not build: .*this CMSIS-NN is older than 6\.0\.0"):
         bench.build_offload(0, task)
 
