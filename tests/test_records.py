@@ -162,6 +162,14 @@ def test_the_least_cost_wins_and_a_rejected_trial_never() -> None:
     assert Records((REJECTED,)).winners() == {}
 
 
+def test_costs_of_two_devices_are_not_compared() -> None:
+    board = Origin("cortex-m55", "board at /dev/ttyACM0", "ticks")
+    slow, fast = (dataclasses.replace(record, origin=board, cost=record.cost - 700) for record in (LOST, WON))
+    assert Records((slow, LOST, WON)).winners() == {DENSE: WON.choices}
+    assert Records((WON, LOST, slow)).winners() == {DENSE: LOST.choices}  # the board came last: its one record counts
+    assert Records((WON, slow, fast)).best() == {DENSE: fast}
+
+
 # ---- the kernel a record is of ----
 
 
