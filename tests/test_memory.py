@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 from policies import arg_max, compile_model, dense_policy, greater, logits, squashed, unscaled
+from test_cli import tinyrl
 
+from tinyrl_tvm.cli.contract import judge, say_memory, say_painted
 from tinyrl_tvm.device import micro
 from tinyrl_tvm.device.elf import cost_of_policy
 from tinyrl_tvm.device.map_file import placed_sections
@@ -77,6 +79,11 @@ def test_predicted_linked_and_painted_agree(case: Case, tmp_path: Path) -> None:
     painted = micro.run(built.project).stack_bytes
     assert painted is not None
     assert linked.with_painted(painted).broken() is None
+    for graph in built.project.folder.glob("out/**/*.ci"):
+        graph.unlink()
+    again = measure(built)
+    assert again is not None
+    assert again.stack == linked.stack  # by the machine code alone, as of a GCC before 10
     for part in linked.contract.flash.contributors:
         if part.name.endswith(" parameters") and linked.contract.flash.margin_bytes < 2000:  # else C may fold a number
             assert (part.name, part.n_bytes, part.n_bytes) in linked.rows("flash")
@@ -240,6 +247,60 @@ def test_the_record_says_all_three_numbers(memory: Memory) -> None:
         assert sum(part["predicted_bytes"] or 0 for part in parts) == record[resource]["predicted_bytes"]
 
 
+# ---- what binds, and what is a note ----
+
+
+@pytest.fixture(scope="module")
+def mispredicted(tmp_path_factory: pytest.TempPathFactory, p1: BuiltProject, memory: Memory) -> dict[bool, Path]:
+    """Projects of a policy whose RAM was foretold 64 B too small: of a library with a budget, or without, and built."""
+    projects = {}
+    for bound in (True, False):
+        contract = replace(memory.contract, ram=Amount((Contributor("workspace", memory.ram.n_bytes - 64),)))
+        budget = Budget(stack_bytes=4096) if bound else Budget()
+        library = with_entry(p1.project.library, replace(contract, budget=budget).to_json())
+        folder = tmp_path_factory.mktemp("mispredicted") / "project"
+        projects[bound] = build(create(library, folder, "baremetal")).project.folder
+    return projects
+
+
+@pytest.mark.parametrize("verb", ["micro build", "micro test", "run --device micro"])
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_bad_prediction_fails_a_policy_with_a_budget_and_is_a_note_without_one(
+    verb: str, more: tuple[str, ...], mispredicted: dict[bool, Path], memory: Memory
+) -> None:
+    n_bytes = memory.ram.n_bytes
+    sentence = (
+        f"the policy takes {n_bytes} B of RAM, {n_bytes - 64} B were predicted with a margin of 0 B; the part furthest off "
+        f"is workspace, {n_bytes - 64} B predicted and {n_bytes} B measured\n"
+    )
+    failed = tinyrl(*verb.split(), mispredicted[True], *more)
+    assert (failed.exit_code, failed.stderr) == (1, sentence)
+    noted = tinyrl(*verb.split(), mispredicted[False], *more)
+    assert (noted.exit_code, noted.stderr) == (0, f"note: {sentence}")
+
+
+def test_a_stack_that_its_calls_do_not_bound_is_a_note_without_a_budget(
+    memory: Memory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deeper = memory.with_painted(memory.stack.n_bytes + 1)
+    endless = replace(memory, stack="'dense' calls itself, so that the stack has no bound before it runs").with_painted(
+        120
+    )
+    for broken in (deeper, endless):
+        sentence = broken.broken()
+        assert sentence is not None
+        judge(broken)
+        assert capsys.readouterr() == ("", f"note: {sentence}\n")
+        with pytest.raises(TinyrlError) as raised:
+            judge(replace(broken, contract=replace(memory.contract, budget=Budget(ram_bytes=1 << 20))))
+        assert str(raised.value) == sentence
+    assert endless.broken() == endless.stack
+    assert endless.to_json()["stack"]["measured_bytes"] is None
+    say_painted(endless)
+    say_memory(endless)
+    assert "no bound by its calls, 120 B painted" in capsys.readouterr().out
+
+
 # ---- the map, the call graph, the machine code ----
 
 
@@ -288,6 +349,12 @@ def test_the_deepest_chain_is_the_sum_of_its_frames() -> None:
     assert [(frame.name, frame.n_bytes) for frame in chain] == [("predict", 8), ("kernel", 48), ("tail", 4)]
     told = 'node: { title: "a.c:kernel" label: "kernel\\na.c:1:1\\n96 bytes (static)" }\n'
     assert [frame.n_bytes for frame in deepest_call("predict", LISTING % "nop", [told])] == [8, 96, 4]
+
+
+def test_a_long_jump_of_thumb_1_is_no_recursion() -> None:
+    """It has no other than a call: `bl` into the function's own middle."""
+    chain = deepest_call("predict", LISTING % "bl\t28 <tail+0x8>", [])
+    assert [frame.name for frame in chain] == ["predict", "kernel", "tail"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pathlib import Path
 from tinyrl_tvm import toolchain
 from tinyrl_tvm.device.elf import cost_of_policy
 from tinyrl_tvm.device.map_file import PADDING, Placed, placed_sections
-from tinyrl_tvm.device.stack_usage import deepest_call, disassembly_of
+from tinyrl_tvm.device.stack_usage import Unbounded, deepest_call, disassembly_of
 from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.memory import Amount, Contract, Contributor, Memory
 from tinyrl_tvm.project import BuiltProject
@@ -78,16 +78,20 @@ def _part(section: Placed, name: str, kernels: list[str]) -> str:
     return "arithmetic" if "policy/src/" in section.origin else "CMSIS-NN"
 
 
-def _stack(built: BuiltProject, placed: Iterable[Placed]) -> Amount:
+def _stack(built: BuiltProject, placed: Iterable[Placed]) -> Amount | str:
+    """By the deepest chain of calls, or the sentence why it has no end."""
     project = built.project
     compiler = toolchain.find(project.tools[0])
     objdump = compiler.with_name(re.sub(r"gcc(\.exe)?$", "objdump", compiler.name))
     graphs = dict.fromkeys(project.folder / section.origin for section in placed if section.origin.endswith(".o"))
-    frames = deepest_call(
-        f"{project.library.name}_predict",
-        disassembly_of(built.products[0], objdump),
-        [path.with_suffix(".ci").read_text() for path in graphs if path.with_suffix(".ci").is_file()],
-    )
+    try:
+        frames = deepest_call(
+            f"{project.library.name}_predict",
+            disassembly_of(built.products[0], objdump),
+            [path.with_suffix(".ci").read_text() for path in graphs if path.with_suffix(".ci").is_file()],
+        )
+    except Unbounded as error:
+        return str(error)
     shell = f"{project.library.name}_predict"
     parts = Counter[str]()
     for frame in frames:
