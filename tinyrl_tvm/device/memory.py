@@ -62,6 +62,8 @@ def _part(section: Placed, name: str, kernels: list[str]) -> str:
     """What a section is for, by the name that the prediction has for it."""
     if section.name == PADDING:
         return "padding"
+    if "cmsis_nn/" in section.origin or "libcmsis_nn.a" in section.origin:
+        return "CMSIS-NN"
     if section.origin.endswith(")"):
         return "C library" if C_LIBRARY.search(Path(section.origin).name) else "runtime"
     array = re.fullmatch(r"\.s?rodata\.\w+_(\d+)", section.name)
@@ -75,7 +77,8 @@ def _part(section: Placed, name: str, kernels: list[str]) -> str:
     for pattern, part in patterns.items():
         if match := re.fullmatch(pattern, section.name):
             return match.expand(part)
-    return "arithmetic" if "policy/src/" in section.origin else "CMSIS-NN"
+    # what is left of the calls of CMSIS-NN are the structures that it takes
+    return "CMSIS-NN" if f"{name}_lib3.c" in section.origin else "arithmetic"
 
 
 def _stack(built: BuiltProject, placed: Iterable[Placed]) -> Amount | str:
@@ -96,6 +99,7 @@ def _stack(built: BuiltProject, placed: Iterable[Placed]) -> Amount | str:
     parts = Counter[str]()
     for frame in frames:
         kernel = frame.name.removeprefix(f"tvmgen_{project.library.name}_")
-        part = "shell" if frame.name.startswith(shell) else f"{kernel} frame" if kernel != frame.name else "runtime"
+        part = "CMSIS-NN" if frame.name.startswith("arm_") else "runtime"
+        part = "shell" if frame.name.startswith(shell) else f"{kernel} frame" if kernel != frame.name else part
         parts[part] += frame.n_bytes
     return Amount(tuple(Contributor(part, n_bytes) for part, n_bytes in parts.items() if n_bytes))
