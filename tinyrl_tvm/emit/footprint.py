@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinyrl_tvm.cmsis_nn import Offloaded
-from tinyrl_tvm.emit import lower
 from tinyrl_tvm.emit.assembly import instructions
 from tinyrl_tvm.emit.program import ALIGNMENT, Program, Step
 from tinyrl_tvm.machine_code import MachineFrame
@@ -124,8 +123,7 @@ def _kernel(step: Step, program: Program) -> _Kernel:
     if not program.guard:
         family = "host" if placed.family in ("simd", "wasm") else "portable"
         return _Kernel(C_KERNEL[program.precision].of(code), C_STACK[family].of(frame))
-    module = placed.module(placed.family, step.function)
-    listing, binary = lower.listing_and_object(module, program.target.tvm(placed.llvm))
+    listing, binary = program.machine_code[step.function]
     size, externals = _sizes(binary)
     taken = MachineFrame()
     for mnemonic, operands in instructions(listing, step.function):
