@@ -24,7 +24,7 @@ from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.machine_code import MachineFrame
 from tinyrl_tvm.memory import PAINTED_MARGIN_BYTES, RESOURCES, Amount, Budget, Contract, Contributor, Memory
-from tinyrl_tvm.pipeline import compile_policy
+from tinyrl_tvm.pipeline import Compiled, compile_policy
 from tinyrl_tvm.project import BuiltProject, build, create
 
 POLICIES = Path(__file__).parents[1] / "benchmarks" / "policies"
@@ -93,11 +93,13 @@ def test_predicted_linked_and_painted_agree(case: Case, tmp_path: Path) -> None:
             assert 0 <= after - part.n_bytes <= 3, part.name
 
 
+def compile_p1(**options: Any) -> Compiled:
+    return compile_policy(POLICIES / "P1.onnx", target="cortex-m55", calibration=POLICIES / "P1.npz", **options)
+
+
 @pytest.fixture(scope="module")
 def p1(tmp_path_factory: pytest.TempPathFactory) -> BuiltProject:
-    folder = tmp_path_factory.mktemp("p1")
-    compiled = compile_policy(POLICIES / "P1.onnx", target="cortex-m55", calibration=POLICIES / "P1.npz")
-    return build(create(compiled.library, folder / "project", "baremetal"))
+    return build(create(compile_p1().library, tmp_path_factory.mktemp("p1") / "project", "baremetal"))
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +128,8 @@ def test_a_budget_is_met_to_the_byte_and_broken_by_one(resource: str, memory: Me
 
 def test_the_linker_itself_refuses_a_policy_over_its_budget(tmp_path: Path, memory: Memory) -> None:
     flash = memory.contract.flash.least_bytes + 20  # not hopeless, and too little
-    budget = Budget(flash_bytes=flash)
-    options: dict[str, Any] = {"target": "cortex-m55", "calibration": POLICIES / "P1.npz", "budget": budget}
-    project = create(compile_policy(POLICIES / "P1.onnx", **options).library, tmp_path / "project", "baremetal")
+    library = compile_p1(budget=Budget(flash_bytes=flash)).library
+    project = create(library, tmp_path / "project", "baremetal")
     with pytest.raises(TinyrlError) as raised:
         build(project)
     assert str(raised.value) == (
@@ -140,10 +141,21 @@ def test_the_linker_itself_refuses_a_policy_over_its_budget(tmp_path: Path, memo
     assert f"the policy takes more flash than its budget of {flash} B" in made.stderr
 
 
+@pytest.mark.parametrize("spare", [0, -1])
+def test_cmake_links_what_is_within_its_budget_and_no_more(spare: int, tmp_path: Path, memory: Memory) -> None:
+    ram = memory.ram.n_bytes + spare
+    contract = replace(memory.contract, budget=Budget(memory.flash.n_bytes + 16, ram, 4096))
+    library = with_entry(compile_p1().library, contract.to_json())
+    folder = create(library, tmp_path / "project", "baremetal").folder
+    subprocess.run(["cmake", "-B", "build"], cwd=folder, capture_output=True, check=True)
+    built = subprocess.run(["cmake", "--build", "build"], cwd=folder, capture_output=True, text=True, check=False)
+    assert (built.returncode == 0) == (spare == 0), built.stderr
+    assert (f"the policy takes more RAM than its budget of {ram} B" in built.stdout + built.stderr) == (spare < 0)
+
+
 def test_a_build_within_its_budget_links_and_keeps_its_figures(tmp_path: Path, memory: Memory) -> None:
     budget = Budget(memory.flash.n_bytes + 16, memory.ram.n_bytes, memory.stack.n_bytes)
-    options: dict[str, Any] = {"target": "cortex-m55", "calibration": POLICIES / "P1.npz", "budget": budget}
-    project = create(compile_policy(POLICIES / "P1.onnx", **options).library, tmp_path / "project", "baremetal")
+    project = create(compile_p1(budget=budget).library, tmp_path / "project", "baremetal")
     again = measure(build(project))
     assert again is not None
     assert again.broken() is None
@@ -316,8 +328,7 @@ def test_a_map_that_does_not_add_up_is_refused(tmp_path: Path, p1: BuiltProject)
 
 
 def test_without_gccs_call_graph_the_bound_comes_from_the_machine_code(tmp_path: Path, memory: Memory) -> None:
-    compiled = compile_policy(POLICIES / "P1.onnx", target="cortex-m55", calibration=POLICIES / "P1.npz")
-    project = create(compiled.library, tmp_path / "project", "baremetal")
+    project = create(compile_p1().library, tmp_path / "project", "baremetal")
     subprocess.run(["make", "STACK_USAGE="], cwd=project.folder, capture_output=True, check=True)
     assert not list(project.folder.glob("out/**/*.ci"))
     measured = measure(build(project))
