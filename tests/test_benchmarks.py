@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import cmsis_nn
 import cycles
+import footprint
 import llvm_options
 import numpy as np
 import per_tensor_int8
@@ -79,6 +80,20 @@ def test_a_table_replaces_what_stood_between_its_marks(tmp_path: Path) -> None:
     )
     with pytest.raises(click.ClickException, match="no one pair of '<!-- z -->' marks"):
         report.write_readme("z", "", readme)
+
+
+def test_a_build_outside_its_prediction_is_told_and_exit_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    (build, *_) = footprint.builds(1, seed=3)
+    assert build == footprint.builds(1, seed=3)[0] != footprint.builds(1, seed=4)[0]
+    monkeypatch.setattr(footprint, "builds", lambda *_: [build])
+    held = CliRunner().invoke(footprint.main, [], catch_exceptions=False)
+    assert held.exit_code == 0
+    assert held.output.startswith(f"{build.precision:8}{build.target:11}  1 builds; flash ")
+    measured = build.measured()
+    monkeypatch.setattr(footprint.Build, "measured", lambda _: measured.with_painted(measured.stack.n_bytes + 1))
+    broken = CliRunner().invoke(footprint.main, [], catch_exceptions=False)
+    assert broken.exit_code == 1
+    assert "deep when the policy ran, and its calls bound it to" in broken.output
 
 
 def test_a_random_policy_is_the_same_twice_and_reads_back(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 from policies import arg_max, compile_model, dense_policy, greater, logits, squashed, unscaled
+from test_cli import tinyrl
 
+from tinyrl_tvm.cli.contract import judge, say_memory, say_painted
 from tinyrl_tvm.device import micro
 from tinyrl_tvm.device.elf import cost_of_policy
 from tinyrl_tvm.device.map_file import placed_sections
@@ -22,7 +24,7 @@ from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.machine_code import MachineFrame
 from tinyrl_tvm.memory import PAINTED_MARGIN_BYTES, RESOURCES, Amount, Budget, Contract, Contributor, Memory
-from tinyrl_tvm.pipeline import compile_policy
+from tinyrl_tvm.pipeline import Compiled, compile_policy
 from tinyrl_tvm.project import BuiltProject, build, create
 
 POLICIES = Path(__file__).parents[1] / "benchmarks" / "policies"
@@ -77,6 +79,11 @@ def test_predicted_linked_and_painted_agree(case: Case, tmp_path: Path) -> None:
     painted = micro.run(built.project).stack_bytes
     assert painted is not None
     assert linked.with_painted(painted).broken() is None
+    for graph in built.project.folder.glob("out/**/*.ci"):
+        graph.unlink()
+    again = measure(built)
+    assert again is not None
+    assert again.stack == linked.stack  # by the machine code alone, as of a GCC before 10
     for part in linked.contract.flash.contributors:
         if part.name.endswith(" parameters") and linked.contract.flash.margin_bytes < 2000:  # else C may fold a number
             assert (part.name, part.n_bytes, part.n_bytes) in linked.rows("flash")
@@ -86,11 +93,13 @@ def test_predicted_linked_and_painted_agree(case: Case, tmp_path: Path) -> None:
             assert 0 <= after - part.n_bytes <= 3, part.name
 
 
+def compile_p1(**options: Any) -> Compiled:
+    return compile_policy(POLICIES / "P1.onnx", target="cortex-m55", calibration=POLICIES / "P1.npz", **options)
+
+
 @pytest.fixture(scope="module")
 def p1(tmp_path_factory: pytest.TempPathFactory) -> BuiltProject:
-    folder = tmp_path_factory.mktemp("p1")
-    compiled = compile_policy(POLICIES / "P1.onnx", target="cortex-m55", calibration=POLICIES / "P1.npz")
-    return build(create(compiled.library, folder / "project", "baremetal"))
+    return build(create(compile_p1().library, tmp_path_factory.mktemp("p1") / "project", "baremetal"))
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +128,8 @@ def test_a_budget_is_met_to_the_byte_and_broken_by_one(resource: str, memory: Me
 
 def test_the_linker_itself_refuses_a_policy_over_its_budget(tmp_path: Path, memory: Memory) -> None:
     flash = memory.contract.flash.least_bytes + 20  # not hopeless, and too little
-    budget = Budget(flash_bytes=flash)
-    options: dict[str, Any] = {"target": "cortex-m55", "calibration": POLICIES / "P1.npz", "budget": budget}
-    project = create(compile_policy(POLICIES / "P1.onnx", **options).library, tmp_path / "project", "baremetal")
+    library = compile_p1(budget=Budget(flash_bytes=flash)).library
+    project = create(library, tmp_path / "project", "baremetal")
     with pytest.raises(TinyrlError) as raised:
         build(project)
     assert str(raised.value) == (
@@ -133,10 +141,21 @@ def test_the_linker_itself_refuses_a_policy_over_its_budget(tmp_path: Path, memo
     assert f"the policy takes more flash than its budget of {flash} B" in made.stderr
 
 
+@pytest.mark.parametrize("spare", [0, -1])
+def test_cmake_links_what_is_within_its_budget_and_no_more(spare: int, tmp_path: Path, memory: Memory) -> None:
+    ram = memory.ram.n_bytes + spare
+    contract = replace(memory.contract, budget=Budget(memory.flash.n_bytes + 16, ram, 4096))
+    library = with_entry(compile_p1().library, contract.to_json())
+    folder = create(library, tmp_path / "project", "baremetal").folder
+    subprocess.run(["cmake", "-B", "build"], cwd=folder, capture_output=True, check=True)
+    built = subprocess.run(["cmake", "--build", "build"], cwd=folder, capture_output=True, text=True, check=False)
+    assert (built.returncode == 0) == (spare == 0), built.stderr
+    assert (f"the policy takes more RAM than its budget of {ram} B" in built.stdout + built.stderr) == (spare < 0)
+
+
 def test_a_build_within_its_budget_links_and_keeps_its_figures(tmp_path: Path, memory: Memory) -> None:
     budget = Budget(memory.flash.n_bytes + 16, memory.ram.n_bytes, memory.stack.n_bytes)
-    options: dict[str, Any] = {"target": "cortex-m55", "calibration": POLICIES / "P1.npz", "budget": budget}
-    project = create(compile_policy(POLICIES / "P1.onnx", **options).library, tmp_path / "project", "baremetal")
+    project = create(compile_p1(budget=budget).library, tmp_path / "project", "baremetal")
     again = measure(build(project))
     assert again is not None
     assert again.broken() is None
@@ -240,6 +259,60 @@ def test_the_record_says_all_three_numbers(memory: Memory) -> None:
         assert sum(part["predicted_bytes"] or 0 for part in parts) == record[resource]["predicted_bytes"]
 
 
+# ---- what binds, and what is a note ----
+
+
+@pytest.fixture(scope="module")
+def mispredicted(tmp_path_factory: pytest.TempPathFactory, p1: BuiltProject, memory: Memory) -> dict[bool, Path]:
+    """Projects of a policy whose RAM was foretold 64 B too small: of a library with a budget, or without, and built."""
+    projects = {}
+    for bound in (True, False):
+        contract = replace(memory.contract, ram=Amount((Contributor("workspace", memory.ram.n_bytes - 64),)))
+        budget = Budget(stack_bytes=4096) if bound else Budget()
+        library = with_entry(p1.project.library, replace(contract, budget=budget).to_json())
+        folder = tmp_path_factory.mktemp("mispredicted") / "project"
+        projects[bound] = build(create(library, folder, "baremetal")).project.folder
+    return projects
+
+
+@pytest.mark.parametrize("verb", ["micro build", "micro test", "run --device micro"])
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_bad_prediction_fails_a_policy_with_a_budget_and_is_a_note_without_one(
+    verb: str, more: tuple[str, ...], mispredicted: dict[bool, Path], memory: Memory
+) -> None:
+    n_bytes = memory.ram.n_bytes
+    sentence = (
+        f"the policy takes {n_bytes} B of RAM, {n_bytes - 64} B were predicted with a margin of 0 B; the part furthest off "
+        f"is workspace, {n_bytes - 64} B predicted and {n_bytes} B measured\n"
+    )
+    failed = tinyrl(*verb.split(), mispredicted[True], *more)
+    assert (failed.exit_code, failed.stderr) == (1, sentence)
+    noted = tinyrl(*verb.split(), mispredicted[False], *more)
+    assert (noted.exit_code, noted.stderr) == (0, f"note: {sentence}")
+
+
+def test_a_stack_that_its_calls_do_not_bound_is_a_note_without_a_budget(
+    memory: Memory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deeper = memory.with_painted(memory.stack.n_bytes + 1)
+    endless = replace(memory, stack="'dense' calls itself, so that the stack has no bound before it runs").with_painted(
+        120
+    )
+    for broken in (deeper, endless):
+        sentence = broken.broken()
+        assert sentence is not None
+        judge(broken)
+        assert capsys.readouterr() == ("", f"note: {sentence}\n")
+        with pytest.raises(TinyrlError) as raised:
+            judge(replace(broken, contract=replace(memory.contract, budget=Budget(ram_bytes=1 << 20))))
+        assert str(raised.value) == sentence
+    assert endless.broken() == endless.stack
+    assert endless.to_json()["stack"]["measured_bytes"] is None
+    say_painted(endless)
+    say_memory(endless)
+    assert "no bound by its calls, 120 B painted" in capsys.readouterr().out
+
+
 # ---- the map, the call graph, the machine code ----
 
 
@@ -255,8 +328,7 @@ def test_a_map_that_does_not_add_up_is_refused(tmp_path: Path, p1: BuiltProject)
 
 
 def test_without_gccs_call_graph_the_bound_comes_from_the_machine_code(tmp_path: Path, memory: Memory) -> None:
-    compiled = compile_policy(POLICIES / "P1.onnx", target="cortex-m55", calibration=POLICIES / "P1.npz")
-    project = create(compiled.library, tmp_path / "project", "baremetal")
+    project = create(compile_p1().library, tmp_path / "project", "baremetal")
     subprocess.run(["make", "STACK_USAGE="], cwd=project.folder, capture_output=True, check=True)
     assert not list(project.folder.glob("out/**/*.ci"))
     measured = measure(build(project))
@@ -288,6 +360,12 @@ def test_the_deepest_chain_is_the_sum_of_its_frames() -> None:
     assert [(frame.name, frame.n_bytes) for frame in chain] == [("predict", 8), ("kernel", 48), ("tail", 4)]
     told = 'node: { title: "a.c:kernel" label: "kernel\\na.c:1:1\\n96 bytes (static)" }\n'
     assert [frame.n_bytes for frame in deepest_call("predict", LISTING % "nop", [told])] == [8, 96, 4]
+
+
+def test_a_long_jump_of_thumb_1_is_no_recursion() -> None:
+    """It has no other than a call: `bl` into the function's own middle."""
+    chain = deepest_call("predict", LISTING % "bl\t28 <tail+0x8>", [])
+    assert [frame.name for frame in chain] == ["predict", "kernel", "tail"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,9 @@
 
     |measured - predicted| <= margin,   measured <= budget,   painted <= bound of the stack <= painted + margin
 
+It binds when the user set at least one budget: what does not hold then is an error. Where none was set it is a note, for a
+policy that works is no worse for having been foretold badly.
+
 All amounts are the policy's alone: flash and RAM are the firmware minus the same firmware without the policy, RAM is what
 is static, the stack is below the caller of `<name>_predict`. The caller's own observation and action count for nothing.
 """
@@ -71,6 +74,10 @@ class Budget:
 
     def of(self, resource: str) -> int | None:
         return {"flash": self.flash_bytes, "ram": self.ram_bytes, "stack": self.stack_bytes}[resource]
+
+    @property
+    def is_set(self) -> bool:
+        return any(self.of(resource) is not None for resource in RESOURCES)
 
 
 NO_BUDGET = Budget()
@@ -161,17 +168,24 @@ def _limit(value: Any) -> int | None:
 
 @dataclass(frozen=True)
 class Memory:
-    """A contract beside what a build of it takes: `flash` and `ram` as linked, `stack` the bound by the calls, `painted`
-    the deepest stack that a run saw, None before one. A report draws it from here alone."""
+    """A contract beside what a build of it takes: `flash` and `ram` as linked, `stack` the bound by the calls, or the
+    sentence why there is none, `painted` the deepest stack that a run saw, None before one. A report draws it from here
+    alone."""
 
     contract: Contract
     flash: Amount
     ram: Amount
-    stack: Amount
+    stack: Amount | str
     painted_bytes: int | None = None
 
-    def measured(self, resource: str) -> Amount:
-        return {"flash": self.flash, "ram": self.ram, "stack": self.stack}[resource]
+    @property
+    def binds(self) -> bool:
+        """Whether a term that does not hold is an error, not a note."""
+        return self.contract.budget.is_set
+
+    def measured(self, resource: str) -> Amount | None:
+        stack = None if isinstance(self.stack, str) else self.stack
+        return {"flash": self.flash, "ram": self.ram, "stack": stack}[resource]
 
     def with_painted(self, n_bytes: int) -> Memory:
         return replace(self, painted_bytes=n_bytes)
@@ -181,6 +195,8 @@ class Memory:
         for resource in RESOURCES:
             what = IN_PROSE[resource]
             predicted, measured = self.contract.predicted(resource), self.measured(resource)
+            if measured is None:
+                return str(self.stack)
             budget = self.contract.budget.of(resource)
             if budget is not None and measured.n_bytes > budget:
                 return (
@@ -195,22 +211,24 @@ class Memory:
         return self._broken_by_painting()
 
     def _broken_by_painting(self) -> str | None:
-        painted, bound = self.painted_bytes, self.stack.n_bytes
-        if painted is None:
+        painted, stack = self.painted_bytes, self.measured("stack")
+        if painted is None or stack is None:
             return None
+        bound = stack.n_bytes
         if painted > bound:
             return f"the stack was {painted:,} B deep when the policy ran, and its calls bound it to {bound:,} B"
         if bound - painted > PAINTED_MARGIN_BYTES:
             return (
                 f"the stack was {painted:,} B deep when the policy ran, its calls bound it to {bound:,} B, and the two may "
-                f"differ by {PAINTED_MARGIN_BYTES} B; the deepest chain is {self.stack.largest}"
+                f"differ by {PAINTED_MARGIN_BYTES} B; the deepest chain is {stack.largest}"
             )
         return None
 
     def rows(self, resource: str) -> Sequence[tuple[str, int | None, int | None]]:
         """(part, predicted, measured), the largest first; None where a part is in one of them alone."""
         predicted = {part.name: part.n_bytes for part in self.contract.predicted(resource).contributors}
-        measured = {part.name: part.n_bytes for part in self.measured(resource).contributors}
+        found = self.measured(resource)
+        measured = {part.name: part.n_bytes for part in found.contributors} if found else {}
         names = dict.fromkeys([*measured, *predicted])
         rows = [(name, predicted.get(name), measured.get(name)) for name in names]
         return sorted(rows, key=lambda row: -max(row[1] or 0, row[2] or 0))
@@ -219,7 +237,7 @@ class Memory:
         """{resource: {predicted_bytes, margin_bytes, budget_bytes, measured_bytes, contributors}}, and what was painted."""
         entry = self.contract.to_json()
         for resource in RESOURCES:
-            entry[resource]["measured_bytes"] = self.measured(resource).n_bytes
+            entry[resource]["measured_bytes"] = found.n_bytes if (found := self.measured(resource)) else None
             entry[resource]["contributors"] = [
                 {"name": name, "predicted_bytes": predicted, "measured_bytes": measured}
                 for name, predicted, measured in self.rows(resource)

@@ -20,7 +20,8 @@ endif
 CMSIS_NN_CFLAGS = -isystem $(CMSIS_NN_PATH)/Include
 CMSIS_NN_OBJECTS = $(patsubst Source/%,out/cmsis_nn/%.o,$(CMSIS_NN_SOURCES))
 
-# Its own dialect, and its warnings are its authors' business.
+# Its own dialect, and its warnings are its authors' business. Only GCC writes call graphs.
+CMSIS_NN_NOT_ASKED = $(if $(filter $(CC),$(CMSIS_NN_CC)),,$(STACK_USAGE))
 out/cmsis_nn/%.c.o: $(CMSIS_NN_PATH)/Source/%.c Makefile out/cmsis_nn/path
 	@mkdir -p $(@D)
-	$(CMSIS_NN_CC) $(ALL_CFLAGS) -std=gnu11 -w -c $< -o $@
+	$(CMSIS_NN_CC) $(filter-out $(CMSIS_NN_NOT_ASKED),$(ALL_CFLAGS)) -std=gnu11 -w -c $< -o $@

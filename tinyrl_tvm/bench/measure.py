@@ -123,9 +123,21 @@ class Bench:
 
     @property
     def broken(self) -> tuple[str, ...]:
-        """A sentence for every memory contract that does not hold."""
+        """A sentence for every memory contract that binds and does not hold."""
+        return self._not_as_predicted(binds=True)
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """And for those of a library without a budget."""
+        return self._not_as_predicted(binds=False)
+
+    def _not_as_predicted(self, binds: bool) -> tuple[str, ...]:
         contracts = ((run.device, run.firmware.contract) for run in self.runs if run.firmware)
-        return tuple(f"{device}: {said}" for device, contract in contracts if contract and (said := contract.broken()))
+        return tuple(
+            f"{device}: {said}"
+            for device, contract in contracts
+            if contract and contract.binds == binds and (said := contract.broken())
+        )
 
     @property
     def lead(self) -> Run:

@@ -91,7 +91,6 @@ def render(bench: Bench, library_path: Path, command: Sequence[str]) -> bytes:
         shown=_shown(bench),
         most_plots=MOST_PLOTS,
         resources=IN_PROSE,
-        budgeted=lambda memory: any(memory.contract.budget.of(resource) is not None for resource in IN_PROSE),
         no_worse=_no_worse,
         commands=_commands(bench, library_path, command),
         tools=_tools(bench),

@@ -58,7 +58,7 @@ def bench_verb(
 
     Beside each device stands a reference from the same run: on a bare-metal board the library's portable C on the same
     board, on this machine ONNX Runtime with --policy. Exit status 1 when an answer is not the one that must come out,
-    or a memory contract does not hold.
+    or the memory contract of a library with a budget does not hold.
 
     \b
     --json: module, source, sha256, parity, report (the path), devices [{...}]; of each device what 'run --json' prints, and
@@ -96,7 +96,7 @@ def bench_verb(
         say_json({**bench.to_json(), "report": str(output_file) if output_file else None})
     else:
         _say(bench, output_file)
-    for sentence in bench.broken:
+    for sentence in (*bench.broken, *(f"note: {missed}" for missed in bench.missed)):
         tell(sentence)
     if bench.parity != "PASS" or bench.broken:
         ctx.exit(1)

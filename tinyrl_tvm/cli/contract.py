@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinyrl_tvm.cli.console import say, say_table
+from tinyrl_tvm.cli.console import say, say_table, tell
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.memory import IN_PROSE, RESOURCES, Memory
 
@@ -32,7 +32,7 @@ def say_memory(memory: Memory) -> None:
         predicted, measured = memory.contract.predicted(resource), memory.measured(resource)
         budget = memory.contract.budget.of(resource)
         foretold = f"{predicted.n_bytes:,} ± {predicted.margin_bytes:,}"
-        rows.append((IN_PROSE[resource], foretold, f"{measured.n_bytes:,}", "" if budget is None else f"{budget:,}"))
+        rows.append((IN_PROSE[resource], foretold, _bytes(measured.n_bytes if measured else None), _bytes(budget)))
         parts = memory.rows(resource)
         shown = parts[:PARTS_SHOWN] if len(parts) > 1 else []
         rows += [(f"  {name}", _bytes(before), _bytes(after), "") for name, before, after in shown]
@@ -42,16 +42,20 @@ def say_memory(memory: Memory) -> None:
 
 
 def say_painted(memory: Memory) -> None:
+    bound = memory.measured("stack")
     say(
         f"stack, three ways: {memory.contract.stack.n_bytes:,} B predicted (± {memory.contract.stack.margin_bytes:,}), "
-        f"{memory.stack.n_bytes:,} B at most by its calls, {memory.painted_bytes:,} B painted"
+        f"{f'{bound.n_bytes:,} B at most' if bound else 'no bound'} by its calls, {memory.painted_bytes:,} B painted"
     )
 
 
-def refuse_broken(memory: Memory | None) -> None:
-    """Raises TinyrlError when a term of the contract does not hold."""
-    if memory and (sentence := memory.broken()):
+def judge(memory: Memory | None) -> None:
+    """Raises TinyrlError when a term of a contract that binds does not hold; of one that does not, a note says so."""
+    if memory is None or (sentence := memory.broken()) is None:
+        return
+    if memory.binds:
         raise TinyrlError(sentence)
+    tell(f"note: {sentence}")
 
 
 def _bytes(n_bytes: int | None) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tinyrl_tvm.cli.console import json_option, progress, say, say_json, say_table
-from tinyrl_tvm.cli.contract import memory_of, refuse_broken, say_memory, say_painted
+from tinyrl_tvm.cli.contract import judge, memory_of, say_memory, say_painted
 from tinyrl_tvm.cli.run import BAUD, build_unless_built
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ def build_verb(folder: Path, as_json: bool) -> None:
     """Build the project in DIR.
 
     Flash and RAM are those of the policy: the firmware minus the same firmware without the call of the policy. On baremetal
-    the build fails when they or the stack are over the budget that the policy was compiled for, or far from what compile
-    predicted.
+    a policy that was compiled for a budget must be within it, and as near to what compile predicted as that said; else exit
+    status 1. Without a budget there is a note.
 
     \b
     --json: project, platform, options {}, products [], flash_bytes, ram_bytes, both null but on baremetal;
@@ -129,7 +129,7 @@ def build_verb(folder: Path, as_json: bool) -> None:
                 "memory": memory.to_json() if memory else None,
             }
         )
-        refuse_broken(memory)
+        judge(memory)
         return
     for path in built.products:
         say(f"built '{path}'")
@@ -138,7 +138,7 @@ def build_verb(folder: Path, as_json: bool) -> None:
         say(f"RAM: {cost.ram_bytes:,} B")
     if memory:
         say_memory(memory)
-    refuse_broken(memory)
+    judge(memory)
     say(f"next: tinyrl-tvm run --device micro {folder}")
 
 
@@ -197,7 +197,7 @@ def test_verb(ctx: click.Context, folder: Path, port: str | None, baud: int, as_
             say_painted(memory)
     if measured.parity != "PASS":
         ctx.exit(1)
-    refuse_broken(memory)
+    judge(memory)
 
 
 def _checks(measured: Measurement) -> Iterator[tuple[str, str | None]]:

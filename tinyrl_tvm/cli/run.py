@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from tinyrl_tvm.cli.console import json_option, progress, refuse_unwritable, say, say_json, say_table, tell
-from tinyrl_tvm.cli.contract import memory_of, refuse_broken, say_painted
+from tinyrl_tvm.cli.contract import judge, memory_of, say_painted
 from tinyrl_tvm.errors import TinyrlError, unknown_name
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def run_verb(
             say_painted(memory)
     if measured.parity != "PASS":
         ctx.exit(1)
-    refuse_broken(memory)
+    judge(memory)
 
 
 def _refuse_at_odds(ctx: click.Context, device: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from tinyrl_tvm import toolchain
 from tinyrl_tvm.device.elf import cost_of_policy
 from tinyrl_tvm.device.map_file import PADDING, Placed, placed_sections
-from tinyrl_tvm.device.stack_usage import deepest_call, disassembly_of
+from tinyrl_tvm.device.stack_usage import Unbounded, deepest_call, disassembly_of
 from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.memory import Amount, Contract, Contributor, Memory
 from tinyrl_tvm.project import BuiltProject
@@ -62,6 +62,8 @@ def _part(section: Placed, name: str, kernels: list[str]) -> str:
     """What a section is for, by the name that the prediction has for it."""
     if section.name == PADDING:
         return "padding"
+    if "cmsis_nn/" in section.origin or "libcmsis_nn.a" in section.origin:
+        return "CMSIS-NN"
     if section.origin.endswith(")"):
         return "C library" if C_LIBRARY.search(Path(section.origin).name) else "runtime"
     array = re.fullmatch(r"\.s?rodata\.\w+_(\d+)", section.name)
@@ -75,23 +77,29 @@ def _part(section: Placed, name: str, kernels: list[str]) -> str:
     for pattern, part in patterns.items():
         if match := re.fullmatch(pattern, section.name):
             return match.expand(part)
-    return "arithmetic" if "policy/src/" in section.origin else "CMSIS-NN"
+    # what is left of the calls of CMSIS-NN are the structures that it takes
+    return "CMSIS-NN" if f"{name}_lib3.c" in section.origin else "arithmetic"
 
 
-def _stack(built: BuiltProject, placed: Iterable[Placed]) -> Amount:
+def _stack(built: BuiltProject, placed: Iterable[Placed]) -> Amount | str:
+    """By the deepest chain of calls, or the sentence why it has no end."""
     project = built.project
     compiler = toolchain.find(project.tools[0])
     objdump = compiler.with_name(re.sub(r"gcc(\.exe)?$", "objdump", compiler.name))
     graphs = dict.fromkeys(project.folder / section.origin for section in placed if section.origin.endswith(".o"))
-    frames = deepest_call(
-        f"{project.library.name}_predict",
-        disassembly_of(built.products[0], objdump),
-        [path.with_suffix(".ci").read_text() for path in graphs if path.with_suffix(".ci").is_file()],
-    )
+    try:
+        frames = deepest_call(
+            f"{project.library.name}_predict",
+            disassembly_of(built.products[0], objdump),
+            [path.with_suffix(".ci").read_text() for path in graphs if path.with_suffix(".ci").is_file()],
+        )
+    except Unbounded as error:
+        return str(error)
     shell = f"{project.library.name}_predict"
     parts = Counter[str]()
     for frame in frames:
         kernel = frame.name.removeprefix(f"tvmgen_{project.library.name}_")
-        part = "shell" if frame.name.startswith(shell) else f"{kernel} frame" if kernel != frame.name else "runtime"
+        part = "CMSIS-NN" if frame.name.startswith("arm_") else "runtime"
+        part = "shell" if frame.name.startswith(shell) else f"{kernel} frame" if kernel != frame.name else part
         parts[part] += frame.n_bytes
     return Amount(tuple(Contributor(part, n_bytes) for part, n_bytes in parts.items() if n_bytes))

@@ -34,6 +34,10 @@ _LINKS = re.compile(r"bl|blx|jalr?")
 _REGISTER = re.compile(r"r\d+|ip|[ast]\d+")
 
 
+class Unbounded(TinyrlError):
+    """No number bounds the stack before the program runs."""
+
+
 @dataclass(frozen=True)
 class Frame:
     name: str
@@ -64,7 +68,7 @@ class _Function:
 
 
 def deepest_call(entry: str, disassembly: str, call_graphs: Iterable[str]) -> tuple[Frame, ...]:
-    """The frames of the deepest chain of calls, `entry` first. Raises TinyrlError when there is no bound.
+    """The frames of the deepest chain of calls, `entry` first. Raises Unbounded.
 
     `disassembly` is that of the program by `objdump -d --no-show-raw-insn`, `call_graphs` are the texts of .ci files.
     """
@@ -127,14 +131,14 @@ def _deepest(start: int, functions: Mapping[int, _Function], above: dict[int, bo
     """The deepest chain from `start`; `above` are the callers, each with whether it is left by a call that returns."""
     function = functions[start]
     if function.refused:
-        raise TinyrlError(f"'{function.name}' {function.refused}, so that the stack has no bound before it runs")
+        raise Unbounded(f"'{function.name}' {function.refused}, so that the stack has no bound before it runs")
     deepest: list[int] = []
     for target, links in function.calls.items():
         if target in above or target == start:
             cycle = [*list(above.values())[list(above).index(target) :], links] if target in above else [links]
             if any(cycle):
                 name = functions[target].name
-                raise TinyrlError(f"'{name}' calls itself, so that the stack has no bound before it runs")
+                raise Unbounded(f"'{name}' calls itself, so that the stack has no bound before it runs")
             continue  # parts of one routine that jump to and fro
         chain = _deepest(target, functions, {**above, start: links})
         if _depth(chain, functions) > _depth(deepest, functions):

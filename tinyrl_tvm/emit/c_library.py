@@ -151,8 +151,7 @@ def _kernel(step: Step, placed: PlacedKernel, program: Program) -> dict[str, str
     definition = _definition(lower.c_source(placed.module(family, step.function)), step.function, prototype)
     kernel = {"summary": placed.summary, "prototype": prototype, "definition": definition, "assembly": ""}
     if program.guard:
-        module = placed.module(placed.family, step.function)
-        listing = lower.assembly(module, program.target.tvm(placed.llvm))
+        listing, _ = program.machine_code[step.function]
         kernel["assembly"] = function_text(listing, step.function)
     return kernel
 

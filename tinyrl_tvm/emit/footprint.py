@@ -4,19 +4,19 @@
     flash = parameters + kernels + shell + the compiler's runtime,  RAM = workspace,  stack = shell + the deepest kernel
 
 Parameters and workspace are exact. Of kernels in assembly LLVM's own object has the size, and the instructions have the
-frame. What a C compiler makes of C is an estimate with a margin: the ranges below are what GCC 12 at -O3 made of the
-sweep in tests/test_memory.py, which fails when they no longer hold. Nothing in them depends on how wide a layer is: C
-loops over it.
+frame. What a C compiler makes of C is an estimate with a margin. The ranges below hold what GCC 12 at -O3 made of some
+230 random policies over all boards, and of CMSIS-NN with clang 19 as well, and more; `benchmarks/footprint.py` draws and
+builds others, and fails when one is outside. Other compilers and options may be. Of our own kernels nothing depends on how
+wide a layer is: C loops over it.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tinyrl_tvm.cmsis_nn import Offloaded
-from tinyrl_tvm.emit import lower
+from tinyrl_tvm.cmsis_nn import FullyConnected, Offloaded, Softmax
 from tinyrl_tvm.emit.assembly import instructions
 from tinyrl_tvm.emit.program import ALIGNMENT, Program, Step
 from tinyrl_tvm.machine_code import MachineFrame
@@ -52,13 +52,101 @@ SHELLS = {
 ANY_SHELL = Shell(Range(80, 430), Range(40, 220), Range(0, 64))  # Cortex-M3, M4, M7 and M33
 UNKNOWN_SHELL = Shell(Range(80, 430), Range(40, 260), Range(0, 112))  # of C for any core
 
-# Kernels in C, and what they share: from nothing, on a core with a unit, to soft floats and a routine of 600 B for every
-# place that a fused multiply-add was specialised for.
-C_KERNEL = {"int8": Range(60, 700), "float32": Range(250, 2000)}
-C_ARITHMETIC = {"int8": Range(0, 2000), "float32": Range(0, 9500)}
-C_STACK = {"portable": Range(16, 420), "host": Range(80, 960)}
-CMSIS_NN_KERNEL = Range(60, 2500)
-CMSIS_NN_STACK = Range(64, 480)
+
+@dataclass(frozen=True)
+class Code:
+    """What GCC makes of C: of each kind of kernel; of the arithmetic that all share, with the compiler's runtime under it;
+    what each function of floats adds to that; and the deepest kernel's frame with what it calls.
+
+    A range is not what its part may be but what it does to the sum: GCC moves code from one part into another.
+    """
+
+    kernels: Mapping[str, Range]
+    arithmetic: Range
+    functions: Mapping[str, Range]
+    stack: Range
+
+
+_CLAMP = Range(60, 300)
+_SOFT = {"clamp": _CLAMP, "dense": Range(160, 420), "head": Range(650, 1750)}
+_ANY_FUNCTION = {"tanh": Range(0, 7800), "sigmoid": Range(0, 3800)}
+
+# By precision and target. Software's fused multiply-add is the greater part of float32 without a unit for floats: GCC calls
+# it, or writes it out at every call. Code for any core has none of that on one with the unit, and all of it on another.
+IN_C = {
+    ("float32", "cortex-m0"): Code(
+        {**_SOFT, "softmax": Range(1500, 6000)},
+        Range(2400, 2700),
+        {"tanh": Range(0, 7400), "sigmoid": Range(700, 3900)},
+        Range(110, 520),
+    ),
+    ("float32", "cortex-m3"): Code(
+        {**_SOFT, "softmax": Range(900, 4300)},
+        Range(1550, 1750),
+        {"tanh": Range(0, 4900), "sigmoid": Range(600, 2800)},
+        Range(100, 460),
+    ),
+    ("float32", "rv32imc"): Code(
+        {**_SOFT, "softmax": Range(2400, 6900)},
+        Range(2700, 3300),
+        {"tanh": Range(0, 7800), "sigmoid": Range(800, 3900)},
+        Range(110, 520),
+    ),
+    ("float32", "portable"): Code(
+        {"clamp": _CLAMP, "dense": Range(150, 650), "head": Range(250, 1900), "softmax": Range(200, 6600)},
+        Range(0, 3200),
+        _ANY_FUNCTION,
+        Range(8, 520),
+    ),
+    ("float32", "host"): Code(
+        {"clamp": _CLAMP, "dense": Range(150, 1500), "head": Range(180, 1900), "softmax": Range(200, 6600)},
+        Range(0, 3200),
+        _ANY_FUNCTION,
+        Range(60, 560),
+    ),
+    ("int8", "portable"): Code(
+        {
+            "clamp": _CLAMP,
+            "quantize": Range(80, 700),
+            "dense": Range(60, 350),
+            "head": Range(60, 1250),
+            "softmax": Range(0, 3000),
+        },
+        Range(0, 1800),
+        {},
+        Range(16, 240),
+    ),
+    ("int8", "host"): Code(
+        {
+            "clamp": _CLAMP,
+            "quantize": Range(60, 300),
+            "dense": Range(140, 1000),
+            "head": Range(40, 1000),
+            "softmax": Range(0, 3200),
+        },
+        Range(0, 2300),
+        {},
+        Range(350, 1050),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class CmsisNN:
+    """What GCC 12 and clang 19 make of CMSIS-NN: a fully connected layer, a softmax, and the frames under a call of each."""
+
+    layer: Range
+    softmax: Range
+    layer_stack: Range
+    softmax_stack: Range
+
+
+HELIUM = CmsisNN(Range(1300, 2100), Range(4800, 7600), Range(190, 400), Range(190, 820))
+WITHOUT_HELIUM = CmsisNN(Range(2000, 4600), Range(2200, 6500), Range(180, 280), Range(100, 280))
+STRUCTURES = Range(70, 100)  # that a layer hands it
+LAYER_CALL, SOFTMAX_CALL = Range(60, 140), Range(40, 180)
+AN_ANSWER = Range(0, 16)  # of a softmax, or through a table: GCC writes the loop out
+LAYER_FRAME, SOFTMAX_FRAME = Range(32, 240), Range(24, 180)
 
 # The compiler's runtime under kernels in assembly, by what they call.
 ROUTINES = {
@@ -86,25 +174,69 @@ def predict(program: Program) -> Contract:
     flash = [
         *(Contributor(f"{_short(step, program)} parameters", step.placed.parameter_bytes) for step in steps),
         *(kernel.code for kernel in kernels),
-        *([] if program.guard else [C_ARITHMETIC[program.precision].of("arithmetic")]),
+        *([] if program.guard else [_arithmetic(program)]),
+        *([_cmsis_nn(program)] if program.cmsis_nn else []),
         shell.code.of("shell"),
         *([shell.further_input.of("further inputs", n_further)] if n_further else []),
         *([_together([ROUTINES.get(name, ROUTINE).of("runtime") for name in sorted(externals)])] if externals else []),
         C_LIBRARY.of("C library"),
         Contributor("padding", sum(-n_bytes % ALIGNMENT for n_bytes in arrays), PADDING),
     ]
-    deepest = max(kernels, key=lambda kernel: kernel.stack.n_bytes + bool(kernel.externals) * RUNTIME_STACK.high)
-    stack = [shell.stack.of("shell"), deepest.stack]
-    if deepest.externals:
-        stack.append(RUNTIME_STACK.of("runtime"))
-    return Contract(Amount(tuple(flash)), Amount((Contributor("workspace", workspace_bytes),)), Amount(tuple(stack)))
+    deepest = max(kernels, key=lambda kernel: kernel.depth)
+    stack = (shell.stack.of("shell"), *deepest.stack)
+    return Contract(Amount(tuple(flash)), Amount((Contributor("workspace", workspace_bytes),)), Amount(stack))
 
 
 @dataclass(frozen=True)
 class _Kernel:
     code: Contributor
-    stack: Contributor
+    stack: tuple[Contributor, ...]  # its frame, and what it calls
     externals: tuple[str, ...] = ()
+
+    @property
+    def depth(self) -> int:
+        return sum(part.n_bytes + part.margin_bytes for part in self.stack)
+
+
+def _in_c(program: Program) -> Code:
+    """That of the target, or of its kernels: those of vectors, or those that any core can run."""
+    vectors = program.target.kernels in ("simd", "wasm")
+    return (
+        IN_C.get((program.precision, program.target.name)) or IN_C[program.precision, "host" if vectors else "portable"]
+    )
+
+
+def _arithmetic(program: Program) -> Contributor:
+    made = _in_c(program)
+    kernels = [placed.kernel for placed in program.kernels if not isinstance(placed, Offloaded)]
+    called = {getattr(getattr(kernel, "answer", kernel), "activation", "") for kernel in kernels}
+    functions = [made.functions[name] for name in sorted(called & made.functions.keys())]
+    return _together([part.of("arithmetic") for part in (made.arithmetic, *functions)])
+
+
+def _helium(program: Program) -> CmsisNN:
+    return HELIUM if program.target.kernels == "mve" else WITHOUT_HELIUM
+
+
+def _cmsis_nn(program: Program) -> Contributor:
+    """Its functions, and the structures of our calls."""
+    makes = _helium(program)
+    layers = sum(isinstance(placed, FullyConnected) for placed in program.kernels)
+    functions = [makes.softmax if name == "arm_softmax_s8" else makes.layer for name in program.cmsis_nn]
+    return _together([part.of("CMSIS-NN") for part in functions] + [STRUCTURES.of("CMSIS-NN", layers)])
+
+
+def _call_of_cmsis_nn(placed: Offloaded, makes: CmsisNN, code: str, frame: str) -> _Kernel:
+    _, _, n_out = placed.arguments[-1]
+    layer = isinstance(placed, FullyConnected)
+    answers = n_out if isinstance(placed, Softmax) or placed.table is not None else 0
+    return _Kernel(
+        _together([(LAYER_CALL if layer else SOFTMAX_CALL).of(code), AN_ANSWER.of(code, answers)]),
+        (
+            (LAYER_FRAME if layer else SOFTMAX_FRAME).of(frame),
+            (makes.layer_stack if layer else makes.softmax_stack).of("CMSIS-NN"),
+        ),
+    )
 
 
 def _together(parts: Sequence[Contributor]) -> Contributor:
@@ -120,19 +252,19 @@ def _kernel(step: Step, program: Program) -> _Kernel:
     code, frame = f"{name} code", f"{name} frame"
     placed = step.placed
     if isinstance(placed, Offloaded):
-        return _Kernel(CMSIS_NN_KERNEL.of(code), CMSIS_NN_STACK.of(frame))
+        return _call_of_cmsis_nn(placed, _helium(program), code, frame)
     if not program.guard:
-        family = "host" if placed.family in ("simd", "wasm") else "portable"
-        return _Kernel(C_KERNEL[program.precision].of(code), C_STACK[family].of(frame))
-    module = placed.module(placed.family, step.function)
-    listing, binary = lower.listing_and_object(module, program.target.tvm(placed.llvm))
+        made = _in_c(program)
+        return _Kernel(made.kernels[name.rstrip("0123456789")].of(code), (made.stack.of(frame),))
+    listing, binary = program.machine_code[step.function]
     size, externals = _sizes(binary)
     taken = MachineFrame()
     for mnemonic, operands in instructions(listing, step.function):
         taken.read(mnemonic, operands)
     assert not taken.unknown, step.function
     margin = SHORTENED_CALL * listing.count("\tcall\t")
-    return _Kernel(Contributor(code, size, margin), Contributor(frame, taken.n_bytes), externals)
+    called = (RUNTIME_STACK.of("runtime"),) if externals else ()
+    return _Kernel(Contributor(code, size, margin), (Contributor(frame, taken.n_bytes), *called), externals)
 
 
 def _sizes(binary: bytes) -> tuple[int, tuple[str, ...]]:

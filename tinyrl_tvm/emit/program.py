@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tinyrl_tvm.cmsis_nn import FullyConnected, Offloaded
+from tinyrl_tvm.emit import lower
 from tinyrl_tvm.interface import Layer
 from tinyrl_tvm.policy import TensorSpec, c_names
 from tinyrl_tvm.targets import Target
@@ -117,6 +120,17 @@ class Program:
         if isinstance(placed, Offloaded):
             return placed.function
         return "portable" if self.target.guard and not self.guard else placed.family
+
+    @functools.cached_property
+    def machine_code(self) -> Mapping[str, tuple[str, bytes]]:
+        """LLVM's listing and object of every kernel in assembly, by its function; the prediction and the printers read it."""
+        return {
+            step.function: lower.listing_and_object(
+                step.placed.module(step.placed.family, step.function), self.target.tvm(step.placed.llvm)
+            )
+            for step in (self.plan[0] if self.guard else ())
+            if not isinstance(step.placed, Offloaded)
+        }
 
     @property
     def cmsis_nn(self) -> tuple[str, ...]:
