@@ -172,7 +172,7 @@ def test_a_board_too_small_is_refused_before_a_folder_is_written(tmp_path: Path)
         create(library, tmp_path / "project", "baremetal", {"board": "microbit"})
     assert str(raised.value) == (
         f"the policy needs at least {contract.flash.least_bytes:,} B of flash, 'microbit' has 262,144 B; the largest parts "
-        f"are {contract.flash.largest}; take a larger board or a smaller network"
+        f"are {contract.flash.largest}; take a larger board, --precision int8 or a smaller network"
     )
     assert not (tmp_path / "project").exists()
     create(library, tmp_path / "project", "baremetal", {"board": "mps3-an547"})

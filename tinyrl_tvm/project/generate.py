@@ -67,7 +67,7 @@ def _project_files(library: ModelLibrary, platform: Platform, options: Options) 
     contract = Contract.of(library)
     _refuse_another_core(interface, platform, options)
     if contract and (board := BOARDS.get(options.get("board", ""))):
-        _refuse_small_board(contract, board)
+        _refuse_small_board(contract, board, library.interface.get("precision"))
     _refuse_missing_cmsis_nn(interface, platform, options)
     files = _policy_files(library, platform.layout)
     sources = [path for path in files if path.endswith((".c", ".S"))]
@@ -112,15 +112,16 @@ def _refuse_missing_cmsis_nn(interface: Interface, platform: Platform, options: 
         raise TinyrlError(f"the library needs CMSIS-NN {needed}, '{platform.name}' with {chosen} comes with {has}")
 
 
-def _refuse_small_board(contract: Contract, board: Board) -> None:
+def _refuse_small_board(contract: Contract, board: Board, precision: str | None) -> None:
     """What cannot fit however the prediction errs; the rest is for the linker to say."""
     least = {resource: contract.predicted(resource).least_bytes for resource in RESOURCES}
     needs = {"flash": least["flash"], "ram": least["ram"] + least["stack"]}
+    smaller = ", --precision int8" if precision == "float32" else ""
     for resource, has in (("flash", board.flash_bytes), ("ram", board.ram_bytes)):
         if needs[resource] > has:
             raise TinyrlError(
                 f"the policy needs at least {needs[resource]:,} B of {IN_PROSE[resource]}, '{board.name}' has {has:,} B; the "
-                f"largest parts are {contract.predicted(resource).largest}; take a larger board or a smaller network"
+                f"largest parts are {contract.predicted(resource).largest}; take a larger board{smaller} or a smaller network"
             )
 
 
