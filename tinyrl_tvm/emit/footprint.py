@@ -54,8 +54,8 @@ UNKNOWN_SHELL = Shell(Range(80, 430), Range(40, 260), Range(0, 112))  # of C for
 
 # Kernels in C, and what they share: from nothing, on a core with a unit, to soft floats and a routine of 600 B for every
 # place that a fused multiply-add was specialised for.
-C_KERNEL = {"int8": Range(60, 700), "float32": Range(250, 2000)}
-C_ARITHMETIC = {"int8": Range(0, 2000), "float32": Range(0, 9500)}
+C_KERNEL = {"int8": Range(60, 700), "int16": Range(60, 700), "float32": Range(250, 2000)}
+C_ARITHMETIC = {"int8": Range(0, 2000), "int16": Range(0, 2000), "float32": Range(0, 9500)}
 C_STACK = {"portable": Range(16, 420), "host": Range(80, 960)}
 CMSIS_NN_KERNEL = Range(60, 2500)
 CMSIS_NN_STACK = Range(64, 480)
