@@ -35,6 +35,7 @@ format: $(VENV)/.dev ## rewrite the sources as ruff wants them
 
 bench: $(VENV)/.core .bench-tools ## measure, and write the tables of the README
 	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/int16.py
 	$(BIN)/python benchmarks/cycles.py
 	$(BIN)/python benchmarks/llvm_options.py
 

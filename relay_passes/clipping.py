@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often the codes of an int8 policy end at a limit: what quantisation cut off, a layer at a time.
+"""How often the codes of an int8 or int16 policy end at a limit: what quantisation cut off, a layer at a time.
 
     accumulators -> tinyrl.requantize(..., low, high)        at_low = #(code == low), at_high = #(code == high)
 
@@ -72,7 +72,7 @@ def _quantising(policy: tvm.IRModule, module: tvm.IRModule) -> Iterator[tuple[Va
         name = call_name(value)
         if name == "tinyrl.quantize":
             yield var, (f"quantize {shape_of(var)[-1]}", *_limits(value), False, False)
-        elif name in ("tinyrl.shift", "tinyrl.requantize"):
+        elif name in ("tinyrl.shift", "tinyrl.requantize", "tinyrl.requantize_int16"):
             yield var, (layer, *_limits(value), *_level(next(remaining, None)))
 
 

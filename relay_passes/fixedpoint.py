@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The law for int8: what every kernel, on every target, must compute to the last bit. Plain numpy, no TVM.
+"""The law for int8 and int16: what every kernel, on every target, must compute to the last bit. Plain numpy, no TVM.
 
     code        = saturate(round(observation * inverse_scale) + zero_point)             quantize_observation
     accumulator = weight @ code + bias                      (n, k) @ (k,) + (n,)        dense_int8
@@ -7,6 +7,10 @@
     code'       = clamp(value + zero_point), perhaps through a table                    clamp_int8, lookup, interpolate
     action      = float32(accumulator) * scale, or the index of the largest             dequantize, argmax
     probability = (code + 128) / 256                                                    softmax_int8
+
+and for int16, codes of 16 bits under weights of 8:
+
+    code'       = clamp(accumulator * multiplier * 2^(shift - 15)), perhaps interpolated     requantize_int16
 
 Why one file: schedules, emitted C and tests compare themselves with it by `==`: a rounding is spelled here or nowhere.
 
@@ -18,7 +22,8 @@ Source: TFLite `QuantizeMultiplier` and `MultiplyByQuantizedMultiplier` (tflite/
 `SaturatingRoundingDoublingHighMul` and `RoundingDivideByPOT` (fixedpoint/fixedpoint.h), CMSIS-NN `arm_nn_requantize`
 (Include/arm_nnsupportfunctions.h at 99f736a), LiteRT `FullyConnectedPerChannel` (the overload with float scales, in
 reference/integer_ops/fully_connected.h beside the first). For softmax TFLite `PreprocessSoftmaxScaling`, gemmlowp
-`exp_on_negative_values` and `one_over_one_plus_x_for_x_in_0_1` (fixedpoint/fixedpoint.h), CMSIS-NN `arm_softmax_s8`.
+`exp_on_negative_values` and `one_over_one_plus_x_for_x_in_0_1` (fixedpoint/fixedpoint.h), CMSIS-NN `arm_softmax_s8`. For
+int16 CMSIS-NN `REDUCE_MULTIPLIER` and `arm_nn_requantize_s64`, TFLite `MultiplyByQuantizedMultiplier(int64_t, ...)`.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ import numpy as np
 
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 SHIFT_MIN, SHIFT_MAX = -31, 30  # what arm_nn_requantize accepts
+SHIFT_MAX_INT16 = 7  # what arm_nn_requantize_s64 accepts, from -31
 SOFTMAX_MOST = 255  # numbers in a run of softmax_int8: of more the sum leaves the bits that arm_softmax_s8 has for it
 ZERO_POINT_MAX = 2**18 + 128  # kernels clip a product at 2^19 codes, which must be past every code for any zero point
 
@@ -98,6 +104,31 @@ def requantize(
     shifted = (accumulator << np.maximum(shift, 0)).astype(np.int32).astype(np.int64)
     high = np.minimum(shift_right(shifted * multiplier, 31), INT32_MAX)
     return shift_right(high, np.maximum(-shift, 0), ties="away").astype(np.int32)
+
+
+def reduce_multiplier(multiplier: np.ndarray | int) -> np.ndarray:
+    """The upper 16 bits of a multiplier, in [0, 2^15): int32 (...) -> int32 (...). Ties up; no carry into a 17th bit.
+
+    Source: CMSIS-NN `REDUCE_MULTIPLIER`; TFLite has the same inside `MultiplyByQuantizedMultiplier`.
+    """
+    multiplier = _integers("multiplier", multiplier, 0, INT32_MAX)
+    return np.minimum(shift_right(multiplier, 16), 2**15 - 1).astype(np.int32)
+
+
+def requantize_int16(accumulator: np.ndarray, multiplier: np.ndarray | int, shift: np.ndarray | int) -> np.ndarray:
+    """accumulator * multiplier * 2^(shift - 15), rounded once with ties up: (..., n) of at most 48 bits, multiplier in
+    [0, 2^15), per layer () or per channel (n,) -> int32 (..., n).
+
+    `arm_nn_requantize_s64` shifts in two steps, floor(floor(2 x) + 1) / 2), which is the same number; so is TFLite's, where
+    15 - shift is the right shift. OverflowError: a value of 2^30 or more, of which CMSIS-NN would drop bits.
+    """
+    accumulator = _integers("accumulator", accumulator, -(2**47), 2**47 - 1)
+    multiplier = _integers("multiplier", multiplier, 0, 2**15 - 1)
+    shift = _integers("shift", shift, SHIFT_MIN, SHIFT_MAX_INT16)
+    value = shift_right(accumulator * multiplier, 15 - shift)
+    if value.size and (value.min() < -(2**30) or value.max() >= 2**30):
+        raise OverflowError(f"a requantised accumulator spans {value.min():,} to {value.max():,}; have: 31 bits")
+    return value.astype(np.int32)
 
 
 def dense_int8(codes: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:

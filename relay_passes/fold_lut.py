@@ -2,12 +2,13 @@
 """Replace a function of codes by a table.
 
     codes int8  -> dequantize -> tanh -> quantize                    becomes   codes -> tinyrl.lookup(table of 256)
+    codes int16 -> dequantize -> tanh -> quantize                    becomes   codes -> tinyrl.interpolate(table of 257)
     codes int16 -> dequantize -> tanh -> multiply scale -> add low   becomes   codes -> tinyrl.interpolate(table of 257)
                                                                                      -> add -> astype -> multiply
 
 The function may be any elementwise one, in however many operators it is written. A squashed action is interpolated
-between 257 entries of 16 bits, because eight bits would be seen in it; its per-action product and sum are folded so that
-the last step is one product of floats.
+between 257 entries of 16 bits, because eight bits would be seen in it, and so is what makes 16-bit codes; an action's
+product and sum are folded so that the last step is one product of floats.
 
 Why: 256 answers are fewer than a polynomial has instructions, and exact; newlib's tanhf alone costs 12,000.
 """
@@ -40,9 +41,10 @@ class FoldLut:
         for start, (_, value) in enumerate(line):
             if op_name(value) != "dequantize":
                 continue
-            if dtype_of(value.args[0]) == "int8":
-                end = next(i for i in range(start, len(line)) if op_name(line[i][1]) == "quantize")
-                replaced[line[end][0]] = _lookup(line[start : end + 1])
+            end = next((i for i in range(start, len(line)) if op_name(line[i][1]) == "quantize"), None)
+            if end is not None:
+                table = _lookup if dtype_of(value.args[0]) == "int8" else _line_between
+                replaced[line[end][0]] = table(line[start : end + 1])
             else:  # the function may itself end in a sum; the head's product and sum are the last before its bounds
                 run, _, _ = split_bounds(line[start:], shape_of(value)[1])
                 replaced |= _interpolated(run)
@@ -57,6 +59,16 @@ def _lookup(run: list[Binding]) -> relax.Expr:
     codes = dequantize.args[0]
     ty = relax.TensorType(shape_of(codes), "int8")
     return op.call_dps_packed("tinyrl.lookup", [codes, relax.const(table)], out_ty=ty)
+
+
+def _line_between(run: list[Binding]) -> relax.Expr:
+    (source, dequantize), *body, (_, quantize) = run
+    step, _ = _scale_of(quantize)
+    values = _of_codes(dequantize, source, body)(256.0 * np.arange(-128.0, 129.0))
+    table = np.clip(np.rint(values / step), -TABLE_MAX, TABLE_MAX).astype(np.int16)
+    codes = dequantize.args[0]
+    ty = relax.TensorType(shape_of(codes), "int16")
+    return op.call_dps_packed("tinyrl.interpolate", [codes, relax.const(table)], out_ty=ty)
 
 
 def _interpolated(run: list[Binding]) -> dict[Var, relax.Expr]:

@@ -2,6 +2,7 @@
 """Turn every dense layer, with all that follows it, into one call of a kernel.
 
     matmul(int8) -> add -> tinyrl.requantize -> tinyrl.lookup     becomes   tinyrl.dense_codes
+    matmul(int16) -> add -> tinyrl.shift                          becomes   tinyrl.dense_int16
     matmul(int8) -> add -> argmax                                 becomes   tinyrl.head_decision
     matmul(int8) -> add -> astype -> multiply -> minimum ...      becomes   tinyrl.head_scale
     matmul(int8) -> add -> tinyrl.requantize -> tinyrl.interpolate -> add -> astype -> multiply ...   tinyrl.head_table
@@ -9,6 +10,8 @@
     matmul -> add -> tanh                                         becomes   tinyrl.dense_float
     matmul -> add -> tanh -> multiply -> add -> clip              becomes   tinyrl.head_float
     matmul -> add -> nn.softmax                                   becomes   tinyrl.head_float -> tinyrl.softmax_float
+
+What reads int16 codes in place of int8 ones has a name that ends in _int16, and what gives them as well.
 
 Weights become (n_out, n_in), rows an output; an array that is absent is an empty one. What a kernel computes is in the
 words of the operators it replaces; how it is laid out and scheduled is a later stage's choice.
@@ -26,7 +29,7 @@ from tvm.ir import StringImm, Var
 from tvm.relax import op
 
 from .chain import Binding, Function, UnsupportedGraph, read_chain
-from .dataflow import bindings, known, op_name, rewrite_main
+from .dataflow import bindings, dtype_of, known, op_name, rewrite_main
 from .head import Decision, Probabilities, read_decision, read_head, split_bounds
 
 FLOAT_FUNCTIONS = {(): "identity", ("nn.relu",): "relu", ("tanh",): "tanh", ("sigmoid",): "sigmoid"}
@@ -65,14 +68,17 @@ def _integer_kernels(line: Sequence[Binding], starts: list[int]) -> dict[Var, re
         matmul, add = line[start][1], line[start + 1][1]
         tail = line[start + 2 : end]
         weight, bias = known(matmul.args[1]).T, known(add.args[1])
-        if weight.dtype == np.int32:  # a wide first layer's: matmul wants codes and weights of one type
-            weight = weight.astype(np.int16)
+        # matmul wants codes and weights of one type: a wide first layer's weights have 16 bits, those under int16 have 8
+        weight = weight.astype({"int32": np.int16}.get(str(weight.dtype), np.int8))
         n = len(bias)
         softmax = call_name(tail[-1][1]) == "tinyrl.softmax"  # of the last layer's codes
         if softmax:
             tail = tail[:-1]
         if end < len(line) or softmax:
-            kernels[tail[-1][0]] = _call("tinyrl.dense_codes", n, "int8", matmul.args[0], weight, bias, *_codes(tail))
+            result = tail[-1][0]
+            dtype = dtype_of(result)
+            name = "tinyrl.dense_int16" if dtype == "int16" else f"tinyrl.dense_codes{_suffix(matmul.args[0])}"
+            kernels[result] = _call(name, n, dtype, matmul.args[0], weight, bias, *_codes(tail))
         else:
             kernels[line[-1][0]] = _integer_head(matmul.args[0], weight, bias, tail)
     return kernels
@@ -81,27 +87,27 @@ def _integer_kernels(line: Sequence[Binding], starts: list[int]) -> dict[Var, re
 def _codes(tail: Sequence[Binding]) -> list[Any]:
     """multiplier, shift, zero point, low, high and table of a layer's codes."""
     name, (_, *how) = call_name(tail[0][1]), call_arguments(tail[0][1])
-    multiplier = known(how.pop(0)) if name == "tinyrl.requantize" else NONE.astype(np.int32)
+    multiplier = NONE.astype(np.int32) if name == "tinyrl.shift" else known(how.pop(0))
     table = known(call_arguments(tail[1][1])[1]) if len(tail) > 1 else NONE.astype(np.int8)
     return [multiplier, *how, table]
 
 
 def _integer_head(x: Var, weight: np.ndarray, bias: np.ndarray, tail: Sequence[Binding]) -> relax.Expr:
-    n = len(bias)
+    n, suffix = len(bias), _suffix(x)
     decision = read_decision(tail, n)
     if decision is not None:
-        return _decision(x, weight, bias, decision)
+        return _decision(x, weight, bias, decision, suffix)
     steps, low, high = split_bounds(tail, n)
     scale = known(steps[-1][1].args[1])
     bounds = [_bound(low), _bound(high)]
     if len(steps) == 2:  # astype, multiply
-        return _call("tinyrl.head_scale", n, "float32", x, weight, bias, scale, *bounds)
+        return _call(f"tinyrl.head_scale{suffix}", n, "float32", x, weight, bias, scale, *bounds)
     requantize, interpolate, add = (value for _, value in steps[:3])
     _, multiplier, shift, *_ = call_arguments(requantize)
     table = known(call_arguments(interpolate)[1])
     offset = known(add.args[1])
     arrays = (known(multiplier), shift, table, offset, scale)
-    return _call("tinyrl.head_table", n, "float32", x, weight, bias, *arrays, *bounds)
+    return _call(f"tinyrl.head_table{suffix}", n, "float32", x, weight, bias, *arrays, *bounds)
 
 
 def _float_kernels(module: tvm.IRModule, line: Sequence[Binding], starts: list[int]) -> dict[Var, relax.Expr]:
@@ -154,10 +160,14 @@ def _float_function(function: Function) -> str:
     return FLOAT_FUNCTIONS[function.operators]
 
 
-def _decision(x: relax.Expr, weight: np.ndarray, bias: np.ndarray, decision: Decision) -> relax.Expr:
+def _suffix(x: Var) -> str:
+    return "_int16" if dtype_of(x) == "int16" else ""
+
+
+def _decision(x: relax.Expr, weight: np.ndarray, bias: np.ndarray, decision: Decision, suffix: str = "") -> relax.Expr:
     runs = np.array([0] if decision.positive else decision.runs, np.int32)  # a run of 0 asks for each output's sign
     n = len(bias) if decision.positive else len(runs)
-    return _call("tinyrl.head_decision", n, "int32", x, weight, bias, runs)
+    return _call(f"tinyrl.head_decision{suffix}", n, "int32", x, weight, bias, runs)
 
 
 def _bound(values: np.ndarray | None) -> np.ndarray:

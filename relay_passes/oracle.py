@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an int8 policy must answer, by the law in `fixedpoint.py`: the judge of every kernel on every target.
+"""What an int8 or int16 policy must answer, by the law in `fixedpoint.py`: the judge of every kernel on every target.
 
-It evaluates the graph as QuantizeInt8 and FoldLut leave it, before anything is lowered, laid out or scheduled.
+It evaluates the graph as QuantizeInt8 or QuantizeInt16, and FoldLut, leave it: before anything is lowered or scheduled.
 """
 
 from __future__ import annotations
@@ -22,16 +22,28 @@ def answers(module: tvm.IRModule, *rows: np.ndarray) -> np.ndarray:
     return action
 
 
+def code_dtype(high: int) -> str:
+    """Of observations' codes up to `high`: a wide first layer's have 14 bits and lie in words."""
+    return "int8" if high <= 127 else "int16" if high == 2**15 - 1 else "int32"
+
+
 def _quantize(obs: np.ndarray, inverse: np.ndarray, zero_point: np.ndarray, low: int, high: int) -> np.ndarray:
-    narrow = high <= 127
-    codes = fixedpoint.quantize_observation(obs, inverse, zero_point, bits=8 if narrow else 16)
-    return np.clip(codes, low, high).astype(np.int8 if narrow else np.int32)
+    dtype = code_dtype(high)
+    codes = fixedpoint.quantize_observation(obs, inverse, zero_point, bits=8 if dtype == "int8" else 16)
+    return np.clip(codes, low, high).astype(dtype)
 
 
 def _requantize(
     accumulator: np.ndarray, multiplier: np.ndarray, shift: int, zero_point: int, low: int, high: int
 ) -> np.ndarray:
     return _narrow(fixedpoint.requantize(accumulator, multiplier, -shift), zero_point, low, high)
+
+
+def _requantize_int16(
+    accumulator: np.ndarray, multiplier: np.ndarray, shift: int, zero_point: int, low: int, high: int
+) -> np.ndarray:
+    value = fixedpoint.requantize_int16(accumulator, multiplier, 15 - shift)
+    return np.clip(value.astype(np.int64) + zero_point, low, high).astype(np.int16)
 
 
 def _shift(accumulator: np.ndarray, shift: int, zero_point: int, low: int, high: int) -> np.ndarray:
@@ -56,6 +68,7 @@ LAW: dict[str, Callable[..., np.ndarray]] = {
     "tinyrl.quantize": _quantize,
     "tinyrl.shift": _shift,
     "tinyrl.requantize": _requantize,
+    "tinyrl.requantize_int16": _requantize_int16,
     "tinyrl.lookup": fixedpoint.lookup,
     "tinyrl.interpolate": fixedpoint.interpolate,
     "tinyrl.softmax": _softmax,

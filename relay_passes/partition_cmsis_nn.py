@@ -5,13 +5,15 @@
     cmsis_nn.arm_fully_connected_per_channel_s8(x, weight, bias, multiplier, shift, output_offset, low, high, table)
     cmsis_nn.arm_fully_connected_s8(...)                                     where one multiplier serves every output
 
+    tinyrl.dense_int16(the same)     becomes     cmsis_nn.arm_fully_connected_s16(...), for which one has to serve
+
     tinyrl.softmax(codes, runs, multiplier, shift, least_difference)      becomes   cmsis_nn.arm_softmax_s8(the same)
 
 multiplier and shift are what `arm_nn_requantize` takes, (n_out,) int32 or (1,): a shift to the right is negative there.
 A table is left to C behind the call: codes to codes; so is the last step of a softmax, from codes to floats.
 
 * A layer without multipliers rounds once, with ties up: acc * 2^(31 - s) under CMSIS-NN's doubling high multiply is just
-  that, and no shift follows.
+  that, and no shift follows. Of int16 codes, whose multipliers CMSIS-NN cuts to 15 bits, it is 2^30 and the shift 1 - s.
 * Zero points of inputs are in our biases already, so that the kernel sums, bias + input_offset * sum(weight), are the bias.
 
 Source: CMSIS-NN Include/arm_nnfunctions.h at 99f736a; `fixedpoint.requantize` is the arithmetic of both.
@@ -28,11 +30,12 @@ from tvm import relax
 from tvm.ir import Var
 from tvm.relax import op
 
-from .dataflow import bindings, known, rewrite_main, shape_of
+from .dataflow import bindings, dtype_of, known, rewrite_main, shape_of
 from .lower_dense import call_arguments, call_name
 
 PREFIX = "cmsis_nn."
 PER_TENSOR, PER_CHANNEL = "arm_fully_connected_s8", "arm_fully_connected_per_channel_s8"
+OF_INT16 = "arm_fully_connected_s16"
 SOFTMAX = "arm_softmax_s8"
 
 
@@ -78,27 +81,37 @@ def _offload(name: str, result: Var, arguments: Sequence[relax.Expr]) -> Offload
         runs = known(arguments[1])
         calls = "" if len(runs) == 1 else f", a call for each of {len(runs)}"
         return Offload(f"softmax {n}", SOFTMAX, f"it reads codes{calls}; C makes floats of the codes it gives")
+    return _offload_dense(kind, arguments)
+
+
+def _offload_dense(kind: str, arguments: Sequence[relax.Expr]) -> Offload:
     n_out, n_in = shape_of(arguments[1])
-    if kind != "dense_codes":
-        return Offload(
-            f"dense {n_in} -> {n_out}",
-            None,
-            "the action is made of its int32 sums, of which CMSIS-NN gives codes alone",
-        )
     kernel = f"dense {n_in} -> {n_out}"
+    if kind == "dense_codes_int16":
+        return Offload(kernel, None, "it gives int8 codes of int16 ones, CMSIS-NN gives what it reads")
+    if kind not in ("dense_codes", "dense_int16"):
+        return Offload(kernel, None, "the action is made of its int32 sums, of which CMSIS-NN gives codes alone")
     if known(arguments[1]).dtype != np.int8:
         return Offload(kernel, None, "its weights have 16 bits, CMSIS-NN's int8 kernels take 8")
     multiplier, _ = _requantization(arguments)
     table = "; a table in C follows" if known(arguments[-1]).size else ""
+    int16 = kind == "dense_int16"
     if len(multiplier) == 1:
-        return Offload(kernel, PER_TENSOR, f"one multiplier serves every output{table}")
+        return Offload(kernel, OF_INT16 if int16 else PER_TENSOR, f"one multiplier serves every output{table}")
+    if int16:
+        return Offload(kernel, None, f"every output has a multiplier, {OF_INT16} takes one")
     return Offload(kernel, PER_CHANNEL, f"every output has a multiplier{table}")
 
 
 def _requantization(arguments: Sequence[relax.Expr]) -> tuple[np.ndarray, np.ndarray]:
     """(multiplier, shift) int32 as `arm_nn_requantize` takes them, (n_out,), or (1,) where they are all the same."""
     multiplier, shift = known(arguments[3]), int(arguments[4].value)
-    if not multiplier.size:
+    if dtype_of(arguments[0]) == "int16":
+        # 15 bits behind the point as the upper ones of 31; the shift is one of products then, by 15 bits more
+        multiplier, shift = (
+            (multiplier << 16, shift - 15) if multiplier.size else (np.array([2**30], np.int32), shift - 1)
+        )
+    elif not multiplier.size:
         assert shift >= 1, "a layer without multipliers is shifted"
         multiplier, shift = np.array([2 ** (31 - shift)], np.int32), 0
     if np.all(multiplier == multiplier[0]):
@@ -114,5 +127,5 @@ def _call(function: str, result: Var, arguments: Sequence[relax.Expr]) -> relax.
     return op.call_dps_packed(
         PREFIX + function,
         [x, weight, bias, multiplier, shift, *rest],
-        out_ty=relax.TensorType(shape_of(result), "int8"),
+        out_ty=result.ty,
     )

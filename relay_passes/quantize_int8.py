@@ -68,14 +68,14 @@ class QuantizeInt8:
 
     def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         chain = read_chain(module)
-        seen = _observe(module, chain, self.rows)
+        seen = observe(module, chain, self.rows)
         module = module.clone()
-        module[module.get_global_var("main")] = _Calibrated(chain, seen, self.wide_first_layer).write()
+        module[module.get_global_var("main")] = Calibrated(chain, seen, self.wide_first_layer).write()
         return relax.transform.DeadCodeElimination(["main"])(module)
 
 
 @dataclass(frozen=True)
-class _Seen:
+class Seen:
     """What calibration saw of a tensor: each element's least and greatest value (n,), and some of its rows."""
 
     low: np.ndarray
@@ -87,29 +87,32 @@ class _Seen:
         return np.maximum(np.abs(self.low), np.abs(self.high))
 
 
-def _observe(module: tvm.IRModule, chain: Chain, rows: Sequence[np.ndarray]) -> dict[Var | None, _Seen]:
+def observe(module: tvm.IRModule, chain: Chain, rows: Sequence[np.ndarray]) -> dict[Var | None, Seen]:
     """What every layer puts out before and after its function; of the joined observations under None."""
     joined = np.concatenate([np.asarray(part, np.float64).reshape(len(part), -1) for part in rows], axis=1)
     joined = np.clip(joined, *chain.limits)
     wanted = {var for layer in chain.layers for var in (layer.function.source, layer.function.result)}
-    seen: dict[Var | None, _Seen] = {}
+    seen: dict[Var | None, Seen] = {}
 
     def watch(var: Var | None, values: np.ndarray) -> None:
         if var is None or var in wanted:
             values = values.reshape(len(values), -1)
             at = {*range(0, len(values), -(-len(values) // SAMPLES)), *values.argmax(0), *values.argmin(0)}
             some = values[sorted(at)]
-            seen[var] = _Seen(values.min(0), values.max(0), some)
+            seen[var] = Seen(values.min(0), values.max(0), some)
 
     watch(None, joined)
     evaluate(module, *rows, watch=watch, dtype=np.float64)
     return seen
 
 
-class _Calibrated(Writer):
-    """Writes layers at the scales that hurt the outputs least, on what calibration saw."""
+class Calibrated(Writer):
+    """Writes layers at the scales that hurt the outputs least, on what calibration saw. `wide_code` is the largest that wide
+    codes take for what it saw."""
 
-    def __init__(self, chain: Chain, seen: dict[Var | None, _Seen], wide_first_layer: bool) -> None:
+    wide_code: float = WIDE_CODE
+
+    def __init__(self, chain: Chain, seen: dict[Var | None, Seen], wide_first_layer: bool) -> None:
         super().__init__(chain)
         self.seen = seen
         self.widest = WIDE_OBSERVATIONS if wide_first_layer else 0
@@ -126,7 +129,7 @@ class _Calibrated(Writer):
 
     def answer(self, observations: Var) -> relax.Expr:
         first, *others = self.chain.layers
-        inverse, zero_point = self.wide_codes()
+        inverse, zero_point = self.wide_codes(self.wide_code, WIDE_LIMIT)
         # a code is computed in float32, which has no 14 bits for a range this far from zero
         near = np.abs(zero_point).max() <= ZERO_POINT_MAX
         if others and len(first.weight) <= self.widest and near:
@@ -138,9 +141,10 @@ class _Calibrated(Writer):
             codes = self.layer(codes, layer)
         return self.head(codes, others[-1])
 
-    def wide_codes(self) -> tuple[np.ndarray, np.ndarray]:
-        """(inverse scale, zero point) of wide codes: about the middle of what observations are clipped to, else about
-        zero, or about the middle of what was seen where that lies far from zero."""
+    def wide_codes(self, seen_at: float, limit: int, farthest: float = np.inf) -> tuple[np.ndarray, np.ndarray]:
+        """(inverse scale, zero point) of codes up to `limit`, of which what was seen takes those up to `seen_at`: about the
+        middle of what observations are clipped to, else about zero, or about the middle of what was seen where that lies
+        far from zero, but at most `farthest` codes."""
         low, high = self.chain.limits
         seen = self.seen[None]
         clipped = np.isfinite(low) & np.isfinite(high)
@@ -148,10 +152,9 @@ class _Calibrated(Writer):
         centre = np.where(seen.reach <= 32 * (seen.high - seen.low), 0.0, middle)
         centre = np.where(clipped, (np.where(clipped, low, 0.0) + np.where(clipped, high, 0.0)) / 2, centre)
         reach = np.maximum(np.abs(seen.low - centre), np.abs(seen.high - centre))
-        reach = np.minimum(
-            WIDE_LIMIT / WIDE_CODE * np.where(reach > 0, reach, 1.0), np.where(clipped, high - centre, np.inf)
-        )
-        inverse = (WIDE_LIMIT / np.where(reach > TINY, reach, 1.0)).astype(np.float32)
+        reach = np.minimum(limit / seen_at * np.where(reach > 0, reach, 1.0), np.where(clipped, high - centre, np.inf))
+        inverse = limit / np.where(reach > TINY, reach, 1.0)
+        inverse = np.minimum(inverse, farthest / np.maximum(np.abs(centre), TINY)).astype(np.float32)
         return inverse, np.rint(-centre * inverse)
 
     def quantized_observations(self, obs: Var) -> Codes:
@@ -171,7 +174,7 @@ class _Calibrated(Writer):
     def layer(self, codes: Codes, layer: Layer) -> Codes:
         # the features' scales join the weights before these get scales of their own
         weight = layer.weight.astype(np.float64) * np.reshape(codes.scale, (-1, 1))
-        scale = _weight_scale(weight, codes.zero_point, layer.bias)
+        scale = self.weight_scale(weight, codes.zero_point, layer.bias)
         output = self.output(layer.function, floor=scale)
         shift = self.shift_alone(codes, layer, scale, output)
         if shift is None:
@@ -196,7 +199,7 @@ class _Calibrated(Writer):
         The scales of weights and outputs then lie a power of two apart: where they do not by themselves, one of them is
         coarser than it needs to be. A multiplier an output costs three instructions and four bytes for every four.
         """
-        exact = _outputs(self.into[layer.function.result].rows, [layer, *self.behind[layer.function.result]])
+        exact = outputs_of(self.into[layer.function.result].rows, [layer, *self.behind[layer.function.result]])
         felt = {
             shift: self.error(codes, layer, *_shifted(scale, output, shift), exact) for shift in range(1, MAX_SHIFT + 1)
         }
@@ -216,7 +219,7 @@ class _Calibrated(Writer):
             values = _table(function, float(output.scale))[steps.astype(int) + 128]
         else:
             values = steps * output.scale
-        return _error(_outputs(values, behind), exact)
+        return error_of(outputs_of(values, behind), exact)
 
     def wide_layer(self, obs: Var, layer: Layer, inverse: np.ndarray, zero_point: np.ndarray) -> Codes:
         n = len(inverse)
@@ -231,11 +234,14 @@ class _Calibrated(Writer):
         shift = int(np.clip(np.floor(-np.log2(max(float(needed.max()), 1e-9))), 1, MAX_SHIFT))
         return self.shifted_codes(wide, weight, layer, output.scale / 2.0**shift, output, shift, "int32")
 
+    def weight_scale(self, weight: np.ndarray, zero_point: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        return _weight_scale(weight, zero_point, bias)
+
     def head(self, codes: Codes, layer: Layer) -> relax.Expr:
         if isinstance(self.action, Probabilities):
             return self.likely(codes, layer, self.action.runs)
         weight = layer.weight.astype(np.float64) * np.reshape(codes.scale, (-1, 1))
-        scale = _weight_scale(weight, codes.zero_point, layer.bias)
+        scale = self.weight_scale(weight, codes.zero_point, layer.bias)
         if isinstance(self.action, Decision) and not self.action.positive:
             # only accumulators of one scale can be compared; a sign is a sign in any
             runs = np.split(scale, np.cumsum(self.action.runs)[:-1])
@@ -252,7 +258,7 @@ class _Calibrated(Writer):
         top = high + LOGIT_MARGIN * (high - low)
         bias = layer.bias - np.repeat(top, runs)
         weight = layer.weight.astype(np.float64) * np.reshape(codes.scale, (-1, 1))
-        scale = _weight_scale(weight, codes.zero_point, bias)
+        scale = self.weight_scale(weight, codes.zero_point, bias)
         floors = [float(part.max()) for part in np.split(scale, ends)]
         rows = np.split(seen.rows, ends, axis=1)
         scales = [_logit_scale(*run) for run in zip(rows, low, top, floors, strict=True)]
@@ -314,7 +320,7 @@ def _weight_scale(weight: np.ndarray, zero_point: np.ndarray, bias: np.ndarray) 
     return np.where(scale > 0, scale, max(float(scale.max()), 1e-9))  # an output of zeros takes any scale
 
 
-def _relu_scale(before: _Seen, seen: _Seen, behind: Sequence[Layer]) -> np.ndarray:
+def _relu_scale(before: Seen, seen: Seen, behind: Sequence[Layer]) -> np.ndarray:
     """A scale a unit (n,): between one for all and each its own, clipped a little or not, by what the outputs feel least.
 
     A unit's scale is folded into the next layer's row, so that the finer its codes, the coarser the others' weights.
@@ -323,7 +329,7 @@ def _relu_scale(before: _Seen, seen: _Seen, behind: Sequence[Layer]) -> np.ndarr
     likely = before.rows.mean(0) + LIKELY_DEVIATIONS * before.rows.std(0)
     high = np.maximum(seen.high, np.minimum(likely, seen.high.max()))
     high = np.where(seen.high > 0, high, max(float(seen.high.max()), 0.0) or 1.0)
-    exact = _outputs(seen.rows, behind)
+    exact = outputs_of(seen.rows, behind)
     best, least = high / 255, np.inf
     for own in (1.0, 0.75, 0.5, 0.25, 0.0):
         for kept in (1.0, 0.9):
@@ -331,21 +337,21 @@ def _relu_scale(before: _Seen, seen: _Seen, behind: Sequence[Layer]) -> np.ndarr
             weight = behind[0].weight.astype(np.float64) * scale.reshape(-1, 1)
             step = _weight_scale(weight, np.zeros(1), np.zeros(1))
             codes = np.clip(np.rint(seen.rows / scale), 0, 255)
-            error = _error(_outputs(codes, behind, np.rint(weight / step) * step), exact)
+            error = error_of(outputs_of(codes, behind, np.rint(weight / step) * step), exact)
             if error < least:
                 best, least = scale, error
     return best
 
 
-def _table_scale(function: Function, seen: _Seen, largest: float, behind: Sequence[Layer]) -> float:
+def _table_scale(function: Function, seen: Seen, largest: float, behind: Sequence[Layer]) -> float:
     """The scale of the codes a function is read at, at most `largest`, that the outputs feel least."""
-    exact = _outputs(function(seen.rows.ravel()).reshape(seen.rows.shape), behind)
+    exact = outputs_of(function(seen.rows.ravel()).reshape(seen.rows.shape), behind)
     best, least = largest, np.inf
     for kept in np.linspace(1, 0.3, 15):
         scale = kept * largest
         table = _table(function, scale)
         codes = np.clip(np.rint(seen.rows / scale) if scale else 0 * seen.rows, -128, 127).astype(int)
-        error = _error(_outputs(table[codes + 128], behind), exact)
+        error = error_of(outputs_of(table[codes + 128], behind), exact)
         if error < least:
             best, least = scale, error
     return best or 1.0
@@ -359,7 +365,7 @@ def _logit_scale(rows: np.ndarray, low: float, top: float, floor: float) -> floa
     for kept in np.linspace(1, 0.2, 9):
         scale = max(kept * (top - low) / 255, floor)
         codes = np.clip(np.rint((rows - top) / scale) + 127, -128, 127).astype(np.int8)
-        error = _error((softmax_int8(codes, *softmax_scaling(scale)) + 128.0) / 256, exact)
+        error = error_of((softmax_int8(codes, *softmax_scaling(scale)) + 128.0) / 256, exact)
         if error < least:
             best, least = scale, error
     return best
@@ -379,12 +385,12 @@ def _shifted(scale: np.ndarray, output: Codes, shift: int) -> tuple[np.ndarray, 
     return np.broadcast_to(np.ldexp(coarse, -shift), scale.shape), replace(output, scale=coarse)
 
 
-def _error(outputs: np.ndarray, exact: np.ndarray) -> float:
+def error_of(outputs: np.ndarray, exact: np.ndarray) -> float:
     """How far `outputs` are from `exact`: the fourth-power mean, which a few rows far off weigh in as many small ones."""
     return float(np.mean((outputs - exact) ** 4) ** 0.25)
 
 
-def _outputs(rows: np.ndarray, layers: Sequence[Layer], first_weight: np.ndarray | None = None) -> np.ndarray:
+def outputs_of(rows: np.ndarray, layers: Sequence[Layer], first_weight: np.ndarray | None = None) -> np.ndarray:
     """What `layers` make of `rows`, in float; `first_weight` takes the place of the first one's."""
     for layer in layers:
         weight = layer.weight.astype(np.float64) if first_weight is None else first_weight

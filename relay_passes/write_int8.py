@@ -42,7 +42,9 @@ class Codes:
 
 
 class Writer:
-    """Writes the integer main of `chain`; `answer` says what of."""
+    """Writes the integer main of `chain`; `answer` says what of. `dtype` is that of the codes a layer reads."""
+
+    dtype = "int8"
 
     def __init__(self, chain: Chain) -> None:
         self.chain, self.action = chain, read_head(chain)
@@ -77,7 +79,7 @@ class Writer:
         if not head.function.body and not np.any(head.offset):
             value = self.emit(op.astype(accumulator, "float32"))
             return self.clipped(op.multiply(value, relax.const((scale * head.scale).astype(np.float32))), head)
-        limit = saturation(head.function, reach)
+        limit = self.limit(head.function, reach)
         code_scale = max(limit / 32767, float(scale.max()))
         multiplier, shift = multipliers(scale / code_scale)
         value = self.call(
@@ -87,6 +89,10 @@ class Writer:
         value = self.function(value, head.function)
         value = self.emit(op.multiply(value, relax.const(head.scale.astype(np.float32))))
         return self.clipped(op.add(value, relax.const(head.offset.astype(np.float32))), head)
+
+    def limit(self, function: Function, reach: float) -> float:
+        """Where the codes that the action's function is read at end."""
+        return saturation(function, reach)
 
     def probabilities(self, codes: Var, runs: tuple[int, ...], scales: Sequence[float]) -> relax.Expr:
         """The softmax of each run of codes, of which there is a scale a run."""
@@ -114,14 +120,16 @@ class Writer:
             value = op.maximum(self.emit(value), relax.const(head.low.astype(np.float32)))
         return value
 
-    def accumulate(self, codes: Codes, weight: np.ndarray, bias: np.ndarray, scale: Any, dtype: str = "int8") -> Var:
+    def accumulate(
+        self, codes: Codes, weight: np.ndarray, bias: np.ndarray, scale: Any, dtype: str | None = None
+    ) -> Var:
         """weight (n_in, n_out) a code and bias, at `scale` an output -> int32 accumulators."""
         integers = np.rint(weight / scale)
         # what the zero point adds is taken off in the rounded weights it is added in; but where zero is no code, every
         # code is as far from it, and the error of the rounding would be as many times larger
         far = far_zero(codes.zero_point, len(weight))
         offset = (np.broadcast_to(codes.zero_point, len(far)) - far) @ integers + np.rint(far @ weight / scale)
-        product = self.emit(op.matmul(codes.var, relax.const(integers.astype(dtype)), out_dtype="int32"))
+        product = self.emit(op.matmul(codes.var, relax.const(integers.astype(dtype or self.dtype)), out_dtype="int32"))
         return self.emit(op.add(product, relax.const((np.rint(bias / scale) - offset).astype(np.int32))))
 
     def function(self, value: Var, function: Function) -> Var:
@@ -182,8 +190,8 @@ def multipliers(real: np.ndarray) -> tuple[np.ndarray, int]:
     return multiplier, shift
 
 
-def saturation(function: Function, largest: float) -> float:
-    """The least limit beyond which the function's codes do not change, at most `largest`.
+def saturation(function: Function, largest: float, steps: int = 255) -> float:
+    """The least limit beyond which the function's codes, of so many steps, do not change, at most `largest`.
 
     tanh's last code ends at 3.1: finer codes for the steep middle, where a range up to 8 would spend half on ones.
     """
@@ -191,7 +199,7 @@ def saturation(function: Function, largest: float) -> float:
         return largest
     points = largest * np.linspace(0, 1, 2049)
     sides = [function(points), function(-points)]
-    half_code = (max(side.max() for side in sides) - min(side.min() for side in sides)) / 255 / 2
+    half_code = (max(side.max() for side in sides) - min(side.min() for side in sides)) / steps / 2
     settled = np.all([np.abs(side - side[-1]) <= half_code for side in sides], axis=0)
     changing = np.flatnonzero(~settled)
     return float(points[min(changing[-1] + 1, 2048)]) if len(changing) else largest

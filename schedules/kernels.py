@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from tvm import tirx
@@ -194,6 +194,9 @@ class DenseCodes:
     high: int
     table: np.ndarray | None
 
+    reads: ClassVar[str] = "int8"
+    writes: ClassVar[str] = "int8"
+
     @property
     def wide(self) -> bool:
         return self.weight.dtype == np.int16
@@ -217,8 +220,12 @@ class DenseCodes:
             Parameter("requant", np.ascontiguousarray(np.stack(requant, axis=3))),
         ]
         if self.table is not None:
-            parameters.append(Parameter("table", np.roll(self.table, 128)))  # entry of the unsigned byte: 0.., -128..-1
+            parameters.append(Parameter("table", self.entries()))
         return tuple(parameters)
+
+    def entries(self) -> np.ndarray:
+        assert self.table is not None
+        return np.roll(self.table, 128)  # entry of the unsigned byte: 0.., -128..-1
 
     def scale(self, accumulator: Any, requant: Any) -> Any:
         """`requant(j)` gives the output's bias for j = 0 and its multiplier for j = 1."""
@@ -243,13 +250,15 @@ class DenseCodes:
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name("dense_codes")
             T.func_attr({"tirx.noalias": True})
-            x = T.arg("codes", T.Buffer((chunks, chunk), "int32" if self.wide else "int8"))
+            x = T.arg("codes", T.Buffer((chunks, chunk), "int32" if self.wide else self.reads))
             shape = (blocks, odd, *((chunks, pair) if layout.joint else (pair, chunks)), lanes, chunk)
             weight = T.arg("weight", T.Buffer(shape, str(self.weight.dtype), elem_offset=-layout.origin))
             per_output = 1 if self.multiplier is None else 2
             requant = T.arg("requant", T.Buffer((blocks, odd, pair, per_output, lanes), "int32"))
-            table = T.arg("table", T.Buffer((256,), "int8")) if self.table is not None else None
-            y = T.arg("out", T.Buffer((blocks, lanes, pair, odd), "int8"))
+            table = None
+            if self.table is not None:
+                table = T.arg("table", T.Buffer(self.table.shape, str(self.table.dtype)))
+            y = T.arg("out", T.Buffer((blocks, lanes, pair, odd), self.writes))
             acc = IRBuilder.name("acc", T.sblock_alloc_buffer(layout.group, "int32"))
             scaled = IRBuilder.name("scaled", T.sblock_alloc_buffer(layout.group, "int32"))
             with T.grid(*layout.group, chunks, chunk) as loops, T.sblock("accumulate"):
@@ -267,7 +276,7 @@ class DenseCodes:
             with T.grid(*layout.group) as loops, T.sblock("narrow"):
                 b, o, p, l = T.axis.remap("SSSS", _named("bopl", loops))
                 if table is not None:
-                    T.reads(scaled[b, o, p, l], table[0:256])
+                    T.reads(scaled[b, o, p, l], table[0 : len(self.entries())])
                     T.writes(y[b, l, p, o])
                 T.buffer_store(y, self.narrow(scaled[b, o, p, l], table), [b, l, p, o])
         return builder.get()
@@ -347,6 +356,8 @@ class DenseHead:
     bias: np.ndarray
     answer: Answer
 
+    reads: ClassVar[str] = "int8"
+
     @property
     def floating(self) -> bool:
         return self.weight.dtype == np.float32
@@ -374,7 +385,7 @@ class DenseHead:
 
     def describe(self, layout: Layout) -> tirx.PrimFunc:
         (n_out, n_in), answer = self.weight.shape, self.answer
-        dtype, acc_dtype = ("float32", "float32") if self.floating else ("int8", "int32")
+        dtype, acc_dtype = ("float32", "float32") if self.floating else (self.reads, "int32")
         blocks, lanes, chunks, chunk = layout.blocks, layout.lanes, layout.chunks, layout.chunk
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name("dense_head")
@@ -384,7 +395,8 @@ class DenseHead:
                 *(("x", T.Buffer((n_in,), dtype)) if self.floating else ("codes", T.Buffer((chunks, chunk), dtype)))
             )
             shape = (blocks, 1, 1, chunks, lanes, chunk)
-            arrays = {"weight": T.arg("weight", T.Buffer(shape, dtype, elem_offset=-layout.origin))}
+            weight = T.Buffer(shape, str(self.weight.dtype), elem_offset=-layout.origin)
+            arrays = {"weight": T.arg("weight", weight)}
             for parameter in self.parameters(layout)[1:]:
                 kind = str(parameter.values.dtype)
                 arrays[parameter.name] = T.arg(parameter.name, T.Buffer(parameter.values.shape, kind))
@@ -513,6 +525,69 @@ class DenseFloat:
                 b, l = T.axis.remap("SS", _named("bl", loops))
                 T.buffer_store(y, ACTIVATIONS[self.activation](acc[b, l]), [b, l])
         return builder.get()
+
+
+# ---- codes of 16 bits under weights of 8: the same kernels, but for what a layer reads and how it comes back to codes ----
+
+
+@dataclass(frozen=True)
+class QuantizeInt16(Quantize):
+    """Observations to int16 codes."""
+
+
+@dataclass(frozen=True)
+class DenseInt16(DenseCodes):
+    """A dense layer from int16 codes, or the 14-bit ones of a first layer of few observations, to int16 codes.
+
+        out = clamp((accumulator * multiplier + 2^(shift - 1)) >> shift, low, high), interpolated in the table if there is one
+
+    weight int8, or int16 for a first layer's 14-bit codes; multiplier (n_out,) int32 below 2^15, the product having 64 bits,
+    or None where the shift alone requantises; table (257,) int16 or None.
+    """
+
+    reads: ClassVar[str] = "int16"
+    writes: ClassVar[str] = "int16"
+
+    @property
+    def summary(self) -> str:
+        n_out, n_in = self.weight.shape
+        return (
+            f"dense {n_in} -> {n_out}, {self.weight.dtype} to int16{', interpolated' if self.table is not None else ''}"
+        )
+
+    def entries(self) -> np.ndarray:
+        assert self.table is not None
+        return self.table
+
+    def scale(self, accumulator: Any, requant: Any) -> Any:
+        total = accumulator + requant(0)
+        if self.multiplier is None:
+            return total
+        half = T.int64(1 << (self.shift - 1))
+        product = T.Cast("int64", total) * T.Cast("int64", requant(1))
+        return T.Cast("int32", T.shift_right(product + half, T.int64(self.shift)))
+
+    def code(self, scaled: Any) -> Any:
+        shifted = rounding_shift_right(scaled, self.shift) if self.multiplier is None else scaled
+        return clamp(shifted, self.low, self.high)
+
+    def narrow(self, scaled: Any, table: Any) -> Any:
+        code = self.code(scaled)
+        return T.Cast("int16", code if table is None else interpolate(table, code))
+
+
+@dataclass(frozen=True)
+class DenseCodesOfInt16(DenseCodes):
+    """A dense layer from int16 codes to int8 ones: what a softmax of int8 reads."""
+
+    reads: ClassVar[str] = "int16"
+
+
+@dataclass(frozen=True)
+class HeadOfInt16(DenseHead):
+    """The last dense layer of int16 codes."""
+
+    reads: ClassVar[str] = "int16"
 
 
 Kernel = Quantize | Clamp | DenseCodes | DenseHead | DenseFloat | Softmax | SoftmaxCodes

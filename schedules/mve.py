@@ -382,7 +382,7 @@ def _narrow8(kernel: DenseCodes) -> str:
 
 
 RULES: dict[type, Rule] = {
-    **portable.SOFTMAX,
+    **portable.EVERYWHERE,
     Quantize: Rule(portable.observation_layout, schedule_observation),
     Clamp: mve_float.CLAMP,
     DenseCodes: Rule(dense_codes_layout, schedule_dense_codes, dense_codes_knobs, dense_codes_attributes),

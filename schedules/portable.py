@@ -5,7 +5,18 @@ from __future__ import annotations
 
 from tvm.s_tir import Schedule
 
-from schedules.kernels import Clamp, DenseCodes, DenseFloat, DenseHead, Layout, Quantize
+from schedules.kernels import (
+    Clamp,
+    DenseCodes,
+    DenseCodesOfInt16,
+    DenseFloat,
+    DenseHead,
+    DenseInt16,
+    HeadOfInt16,
+    Layout,
+    Quantize,
+    QuantizeInt16,
+)
 from schedules.knobs import Choices, Rule
 from schedules.softmax import Softmax, SoftmaxCodes
 
@@ -70,8 +81,17 @@ def schedule_dense_float(schedule: Schedule, kernel: DenseFloat, layout: Layout,
 # of every family: a head's few numbers fill no vector
 SOFTMAX: dict[type, Rule] = {kind: Rule(softmax_layout, schedule_softmax) for kind in (Softmax, SoftmaxCodes)}
 
+# of every family as well: its own compiler makes of these what it can
+INT16: dict[type, Rule] = {
+    QuantizeInt16: Rule(observation_layout, schedule_observation),
+    DenseInt16: Rule(dense_layout, schedule_dense_codes),
+    DenseCodesOfInt16: Rule(dense_layout, schedule_dense_codes),
+    HeadOfInt16: Rule(dense_layout, schedule_dense_head),
+}
+EVERYWHERE = {**SOFTMAX, **INT16}
+
 RULES: dict[type, Rule] = {
-    **SOFTMAX,
+    **EVERYWHERE,
     Quantize: Rule(observation_layout, schedule_observation),
     Clamp: Rule(observation_layout, schedule_observation),
     DenseCodes: Rule(dense_layout, schedule_dense_codes),

@@ -63,7 +63,7 @@ class Core:
     @property
     def rules(self) -> dict[type, Rule]:
         return {
-            **portable.SOFTMAX,
+            **portable.EVERYWHERE,
             Quantize: Rule(portable.observation_layout, self.schedule_quantize),
             Clamp: Rule(portable.observation_layout, portable.schedule_observation),
             DenseCodes: Rule(self.dense_layout, self.schedule_dense_codes, self.knobs),

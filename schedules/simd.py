@@ -149,7 +149,7 @@ def _rules(lanes: tuple[int, ...], step: tuple[int, ...]) -> dict[type, Rule]:
         return {"lanes": lanes, "step": step}
 
     return {
-        **portable.SOFTMAX,
+        **portable.EVERYWHERE,
         Quantize: Rule(portable.observation_layout, portable.schedule_observation),
         Clamp: Rule(portable.observation_layout, portable.schedule_observation),
         DenseCodes: Rule(dense_codes_layout, schedule_dense_codes),

@@ -202,3 +202,20 @@ f:
 	.long	1078530011                      @ 0x40490fdb
 .Lfunc_end0:
 """
+
+
+@pytest.mark.parametrize(
+    ("instruction", "encoding"),  # as LLVM's own assembler has them
+    [
+        ("vqshrnb.s32\tq4, q4, #12", 0xEE948F48),
+        ("vqshrnb.s16\tq1, q1, #3", 0xEE8D2F42),
+        ("vqshrnt.s32\tq4, q5, #12", 0xEE949F4A),
+        ("vqshrnb.u32\tq7, q6, #12", 0xFE94EF4C),
+        ("vqshrunb.s32\tq4, q4, #12", 0xEE948FC8),
+        ("vqshrunt.s16\tq4, q3, #8", 0xEE889FC6),
+    ],
+)
+def test_a_narrowing_that_gnu_as_would_round_is_in_numbers(instruction: str, encoding: int) -> None:
+    text = function_text(f"f:\n\t{instruction}\n.Lfunc_end0:\n", "f")
+    assert f".inst.w\t{encoding:#010x} /* {instruction} */" in text
+    assert "vqrshrnb.s32\tq4, q4, #12" in function_text("f:\n\tvqrshrnb.s32\tq4, q4, #12\n.Lfunc_end0:\n", "f")

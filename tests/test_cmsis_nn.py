@@ -28,7 +28,11 @@ from policies import (
 )
 from quantised_models import UINT8, quantised
 from test_emit import COMPILERS, WARNINGS, unpack
+from test_quantize_int8 import policy, random_weights, rows_for
+from tvm.relax import op
 
+from relay_passes import FoldLut, LowerDense, QuantizeInt16
+from relay_passes.partition_cmsis_nn import offloads
 from tinyrl_tvm import cmsis_nn, toolchain
 from tinyrl_tvm.device import host, qemu
 from tinyrl_tvm.errors import TinyrlError
@@ -39,10 +43,13 @@ from tinyrl_tvm.project import build, create, load
 from tinyrl_tvm.targets import BOARDS, Board
 
 PER_TENSOR, PER_CHANNEL = "arm_fully_connected_s8", "arm_fully_connected_per_channel_s8"
+OF_INT16 = "arm_fully_connected_s16"
 SOFTMAX = "arm_softmax_s8"
 JOINED = dense_policy(
     (13, 40, 20, 9), inputs={"joints": (3,), "map": (2, 3), "goal": (4,)}, head=multi_discrete(3, 2, 4)
 )
+
+WEIGHTS = random_weights((20, 16, 3))
 
 # Widths that fill no vector of 16 codes, nor four rows, nor two; and every way a layer's codes come about.
 MODELS: dict[str, onnx.ModelProto] = {
@@ -55,6 +62,9 @@ MODELS: dict[str, onnx.ModelProto] = {
     "probabilities": dense_policy((5, 18, 21, 9), head=probabilities_of(4, 2, 3), gain=2.0),
     "qdq_probabilities": quantised(dense_policy((6, 17, 4), head=probabilities, gain=2.0)),
     "qdq_one_input": quantised(dense_policy((1, 1, 5, 1))),
+    "int16_relu": dense_policy((4, 33, 17, 3), head=clipped(-1, 1)),
+    "int16_tanh": dense_policy((6, 31, 16, 5), activation=["Tanh", "Sigmoid"], head=arg_max),
+    "int16_many": dense_policy((530, 18, 6, 2)),  # past 512 inputs CMSIS-NN sums what is left in another loop
 }
 with_every_model = pytest.mark.parametrize("name", MODELS)
 with_every_checkout = pytest.mark.parametrize("checkout", CHECKOUTS)
@@ -64,7 +74,10 @@ CORTEX_M = [board for board in BOARDS.values() if board.architecture.name == "co
 @functools.cache
 def compiled(name: str, target: str = "cortex-m55", offloaded: bool = True) -> Compiled:
     with tempfile.TemporaryDirectory() as folder:
-        return compile_model(MODELS[name], Path(folder), target=target, cmsis_nn=offloaded, name=name)
+        precision = "int16" if name.startswith("int16") else "int8"
+        return compile_model(
+            MODELS[name], Path(folder), target=target, precision=precision, cmsis_nn=offloaded, name=name
+        )
 
 
 @pytest.fixture
@@ -99,7 +112,7 @@ def test_helium_answers_as_the_oracle(
 
 
 @with_every_checkout
-@pytest.mark.parametrize("name", ["tanh", "qdq_per_channel", "qdq", "probabilities"])
+@pytest.mark.parametrize("name", ["tanh", "qdq_per_channel", "qdq", "probabilities", "int16_tanh"])
 @pytest.mark.parametrize("board", CORTEX_M, ids=lambda board: board.name)
 def test_every_core_answers_as_the_oracle(
     board: Board, name: str, checkout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -139,7 +152,10 @@ def test_every_hidden_layer_is_offloaded_and_the_ends_are_not() -> None:
         else:
             assert last.function is None
             assert "its int32 sums" in last.reason
-        assert all(layer.function in (PER_TENSOR, PER_CHANNEL) for layer in hidden)
+        assert all(
+            layer.function in ((OF_INT16,) if name.startswith("int16") else (PER_TENSOR, PER_CHANNEL))
+            for layer in hidden
+        )
     assert {layer.function for layer in compiled("qdq").offloads[1:-1]} == {PER_TENSOR}
     assert PER_CHANNEL in {layer.function for layer in compiled("qdq_per_channel").offloads}
     assert all(layer.reason.endswith("; a table in C follows") for layer in compiled("tanh").offloads[1:-1])
@@ -198,9 +214,9 @@ def test_a_layer_of_ours_names_the_family_of_its_kernels(
 
 def test_a_float_policy_is_refused_with_what_would_make_it_int8(tmp_path: Path) -> None:
     sentence = (
-        "CMSIS-NN computes int8 policies, and 'policy.onnx' is a float one; give some observations of a rollout with "
+        "CMSIS-NN computes int8 and int16 policies, and 'policy.onnx' is a float one; give some observations of a "
     )
-    with pytest.raises(TinyrlError, match=re.escape(f"{sentence}--calibration observations.npz")):
+    with pytest.raises(TinyrlError, match=re.escape(f"{sentence}rollout with --calibration observations.npz")):
         compile_model(MODELS["relu"], tmp_path, precision="float32", cmsis_nn=True)
 
 
@@ -255,6 +271,31 @@ def test_a_broken_contract_is_a_status_and_an_action_of_zeros(old: str, new: str
     assert "PARITY FAIL" in said
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("context = {0, 0}", "context = {(void *)bias_1, 8}"),
+        (".input_offset = 0", ".input_offset = 1"),
+        (".output_offset = 0", ".output_offset = 1"),
+        (".activation = {0, 32767}", ".activation = {0, 32768}"),
+        ("filter = {.n = 33", "filter = {.n = 32"),
+        ("bias_1, &output, out)", "bias_1, &output, (int16_t *)codes)"),
+        ("requantization = {1073741824, ", "requantization = {1073741824, 40 + "),
+    ],
+    ids=["a buffer", "input offset", "output offset", "clamp", "depth", "in place", "shift"],
+)
+def test_a_broken_contract_of_int16_is_a_status_and_an_action_of_zeros(old: str, new: str, tmp_path: Path) -> None:
+    said = answer(compiled("int16_relu").library, tmp_path, "-DARM_MATH_MVEI", edit=(old, new))
+    assert "status 2" in said
+    assert "PARITY FAIL" in said
+
+
+def test_an_output_with_a_multiplier_of_its_own_stays_with_us() -> None:
+    module = LowerDense()(FoldLut()(QuantizeInt16(rows_for(WEIGHTS))(policy(WEIGHTS, op.tanh))))
+    reasons = [offload.reason for offload in offloads(module) if offload.kernel == "dense 20 -> 16"]
+    assert reasons == ["every output has a multiplier, arm_fully_connected_s16 takes one"]
+
+
 def test_a_build_without_helium_gives_no_buffer(tmp_path: Path) -> None:
     edit = ("#define KERNEL_SUMS(bias) {0, 0}", "#define KERNEL_SUMS(bias) {(void *)(bias), 4}")
     assert "status 2" in answer(compiled("qdq").library, tmp_path, edit=edit)
@@ -265,7 +306,7 @@ def test_a_build_without_helium_gives_no_buffer(tmp_path: Path) -> None:
 
 @with_every_checkout
 @pytest.mark.parametrize("compiler", COMPILERS)
-@pytest.mark.parametrize("name", ["tanh", "qdq_per_channel"])
+@pytest.mark.parametrize("name", ["tanh", "qdq_per_channel", "int16_tanh"])
 def test_the_layers_compile_without_a_warning(name: str, compiler: str, checkout: str, tmp_path: Path) -> None:
     (source,) = [path for path in unpack(compiled(name).library, tmp_path) if path.name.endswith("_lib3.c")]
     assert complaints(source, CHECKOUTS[checkout], *COMPILERS[compiler], *WARNINGS) == ""

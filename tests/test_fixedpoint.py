@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -466,3 +467,49 @@ def test_argmax_is_the_first_of_the_largest():
     got = fixedpoint.argmax(np.int32([[1, 3, 3], [INT32_MIN, INT32_MIN, INT32_MIN], [0, -1, INT32_MAX]]))
     assert got.dtype == np.int32
     assert got.tolist() == [1, 0, 2]
+
+
+# ---- int16 ----
+
+
+def test_int16_rounds_once_with_ties_up() -> None:
+    """By fractions; CMSIS-NN's two steps and TFLite's one are the same number."""
+    rng = np.random.default_rng(0)
+    accumulator = np.concatenate([rng.integers(-(2**31), 2**31, 4000), rng.integers(-9, 10, 4000)])
+    multiplier, shift = rng.integers(2**14, 2**15, 8000), rng.integers(-12, 1, 8000)
+    accumulator[:4000] >>= np.maximum(shift[:4000] + 2, 0)
+    accumulator[-1000:] = rng.integers(-9, 10, 1000) * 2 + 1
+    multiplier[-1000:], shift[-1000:] = 2**14, 0  # halves
+    got = fixedpoint.requantize_int16(accumulator, multiplier, shift)
+    for value, acc, mult, left in zip(
+        got.tolist(), accumulator.tolist(), multiplier.tolist(), shift.tolist(), strict=True
+    ):
+        assert value == math.floor(Fraction(acc * mult, 2 ** (15 - left)) + Fraction(1, 2))
+        assert value == ((acc * mult >> (14 - left)) + 1) >> 1  # arm_nn_requantize_s64
+        assert value == (acc * mult + (1 << (14 - left))) >> (15 - left)  # MultiplyByQuantizedMultiplier
+
+
+def test_a_multiplier_is_reduced_as_cmsis_nn_reduces_it() -> None:
+    ends = [0, 1, 2**15 - 1, 2**15, 2**30, 0x7FFE7FFF, 0x7FFE8000, 0x7FFEFFFF, 0x7FFF0000, 2**31 - 1]
+    multiplier = np.concatenate([ends, np.random.default_rng(0).integers(2**30, 2**31, 1000)])
+    wanted = [(m + (1 << 15)) >> 16 if m < 0x7FFF0000 else 0x7FFF for m in multiplier.tolist()]
+    np.testing.assert_array_equal(fixedpoint.reduce_multiplier(multiplier), wanted)
+
+
+@pytest.mark.parametrize(
+    ("accumulator", "multiplier", "shift", "error", "said"),
+    [
+        (2**31, 2**15 - 1, 0, OverflowError, "a requantised accumulator spans 2,147,418,112"),
+        (2**47, 1, -20, ValueError, "accumulator spans"),
+        (1, 2**15, 0, ValueError, "multiplier spans 32,768"),
+        (1, -1, 0, ValueError, "multiplier spans -1"),
+        (1, 1, 8, ValueError, "shift spans 8 to 8; have: -31 to 7"),
+        (1, 1, -32, ValueError, "shift spans -32"),
+        (1.0, 1, 0, TypeError, "accumulator has dtype float64"),
+    ],
+)
+def test_int16_refuses_what_the_device_would_not_compute(
+    accumulator: float, multiplier: int, shift: int, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=re.escape(said)):
+        fixedpoint.requantize_int16(np.array([accumulator]), multiplier, shift)

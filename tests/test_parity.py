@@ -34,6 +34,7 @@ from tinyrl_tvm.device import host, qemu
 from tinyrl_tvm.device.measurement import Measurement
 from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.project import build, create
+from tinyrl_tvm.targets import BOARDS
 
 # Sizes first, then what else dense_policy takes. Together: every kind of layer and head, over odd sizes.
 POLICIES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
@@ -95,7 +96,7 @@ def library_for(name: str, folder: Path, precision: str) -> ModelLibrary:
     model = dense_policy(sizes, **options, seed=len(name))
     rows = observations_for(model, 256)
     vectors = rows[:64].copy()
-    if precision == "int8":  # float32 sums of 3e38 are infinite, and no answer
+    if precision != "float32":  # float32 sums of 3e38 are infinite, and no answer
         rng = np.random.default_rng(1)
         vectors[:10] = np.array(EXTREMES, np.float32)[:, np.newaxis]
         vectors[10:20] = rng.choice(np.array(EXTREMES, np.float32), (10, sizes[0]))
@@ -108,15 +109,30 @@ def on_qemu(library: ModelLibrary, folder: Path) -> Measurement:
     return qemu.run(project)
 
 
+@pytest.mark.parametrize("precision", ["int8", "int16"])
 @pytest.mark.parametrize("name", POLICIES)
-def test_int8_answers_by_the_oracle_bit_for_bit(name: str, tmp_path: Path) -> None:
-    library = library_for(name, tmp_path, "int8")
+def test_integers_answer_by_the_oracle_bit_for_bit(name: str, precision: str, tmp_path: Path) -> None:
+    library = library_for(name, tmp_path, precision)
     measured = on_qemu(library, tmp_path)
     expected = library.vectors()["expected"]
     np.testing.assert_array_equal(measured.actions, expected)
     assert measured.parity == "PASS"
     assert measured.vectors is not None and measured.vectors.right == 64
     assert "PARITY PASS" in replay(library, tmp_path, "gcc", "-O1", *SANITIZERS)
+
+
+@pytest.mark.parametrize("name", ["odd widths, relu", "odd widths, tanh"])
+@pytest.mark.parametrize("board", BOARDS)
+def test_int16_answers_by_the_oracle_on_every_board(board: str, name: str, tmp_path: Path) -> None:
+    sizes, options = POLICIES[name]
+    library = compile_model(
+        dense_policy(sizes, **options), tmp_path, precision="int16", target=BOARDS[board].target
+    ).library
+    project = create(library, tmp_path / "project", "baremetal", {"board": board})
+    build(project)
+    assert qemu.run(project).parity == "PASS"
+    for command in (("gcc", "-Ofast"), ("clang", "-Ofast", "-march=native")):
+        assert "PARITY PASS" in replay(library, tmp_path, *command), command
 
 
 @pytest.mark.parametrize("name", FLOATS)
@@ -138,7 +154,7 @@ def test_float32_answers_by_its_oracle_bit_for_bit(name: str, tmp_path: Path) ->
         assert "PARITY PASS" in replay(library, tmp_path, *command), command
 
 
-@pytest.mark.parametrize("precision", ["int8", "float32"])
+@pytest.mark.parametrize("precision", ["int8", "int16", "float32"])
 @pytest.mark.parametrize("name", ["past a window", "unscaled apart", "many choices"])
 def test_a_library_for_the_host_answers_as_one_for_the_cortex_m55(name: str, precision: str, tmp_path: Path) -> None:
     sizes, options = POLICIES[name]

@@ -63,7 +63,7 @@ def test_int8_without_calibration_says_what_to_give(tmp_path: Path) -> None:
 
 
 def test_an_unknown_precision_or_target_is_answered_with_a_guess(tmp_path: Path) -> None:
-    assert error(tmp_path, precision="int4") == "no precision 'int4'; have: float32, int8. Did you mean 'int8'?"
+    assert error(tmp_path, precision="int4") == "no precision 'int4'; have: float32, int16, int8. Did you mean 'int8'?"
     assert error(tmp_path, target="cortex-m5") == (
         f"no target 'cortex-m5'; have: {', '.join(sorted(TARGETS))}. Did you mean 'cortex-m55'?"
     )

@@ -35,6 +35,9 @@ FUNCTIONS = {
         "7.0.0",
         (f"{_FULLY_CONNECTED}/arm_fully_connected_per_channel_s8.c", f"{_SUPPORT}/arm_nn_vec_mat_mult_t_per_ch_s8.c"),
     ),
+    "arm_fully_connected_s16": Function(
+        "6.0.0", (f"{_FULLY_CONNECTED}/arm_fully_connected_s16.c", f"{_SUPPORT}/arm_nn_vec_mat_mult_t_s16.c")
+    ),
     "arm_softmax_s8": Function("6.0.0", (f"{_SOFTMAX}/arm_softmax_s8.c", f"{_SOFTMAX}/arm_nn_softmax_common_s8.c")),
 }
 
@@ -64,7 +67,8 @@ def groups(functions: Iterable[str]) -> tuple[str, ...]:
 class FullyConnected:
     """A dense layer that `function` computes: weight (n_out, n_in) int8, bias (n_out,) int32, which is what the kernel sums
     are as well; multiplier and shift (n_out,) or (1,) int32 as `arm_nn_requantize` takes them; `table` (256,) int8, entry
-    code + 128, or None, is applied to its codes.
+    code + 128, or None, is applied to its codes. Of int16 codes the bias has 64 bits, and codes are interpolated in the
+    table, (257,) int16.
     """
 
     function: str
@@ -81,6 +85,10 @@ class FullyConnected:
         assert self.function in FUNCTIONS
 
     @property
+    def codes(self) -> str:
+        return "int16" if self.function == "arm_fully_connected_s16" else "int8"
+
+    @property
     def per_channel(self) -> bool:
         return self.function == "arm_fully_connected_per_channel_s8"
 
@@ -93,11 +101,14 @@ class FullyConnected:
     def parameters(self) -> tuple[Parameter, ...]:
         from schedules import Parameter  # it loads TVM
 
-        parameters = [Parameter("weight", self.weight), Parameter("bias", self.bias)]
+        wide = self.codes == "int16"
+        bias = self.bias.astype(np.int64) if wide else self.bias
+        parameters = [Parameter("weight", self.weight), Parameter("bias", bias)]
         if self.per_channel:
             parameters += [Parameter("multiplier", self.multiplier), Parameter("shift", self.shift)]
         if self.table is not None:
-            parameters.append(Parameter("table", np.roll(self.table, 128)))  # entry of the unsigned byte: 0.., -128..-1
+            # entry of the unsigned byte: 0.., -128..-1
+            parameters.append(Parameter("table", self.table if wide else np.roll(self.table, 128)))
         return tuple(parameters)
 
     @property
@@ -108,7 +119,7 @@ class FullyConnected:
     def arguments(self) -> tuple[tuple[str, str, int], ...]:
         """Name, dtype and length of its input and of its output; its parameters lie beside its code."""
         n_out, n_in = self.weight.shape
-        return (("codes", "int8", n_in), ("out", "int8", n_out))
+        return (("codes", self.codes, n_in), ("out", self.codes, n_out))
 
 
 @dataclass(frozen=True)

@@ -40,20 +40,25 @@ def _kernel(name: str, arguments: list[Any]) -> Kernel | Offloaded:
     kinds: dict[str, Callable[..., Kernel]] = {
         "tinyrl.quantize": _quantize,
         "tinyrl.clamp": k.Clamp,
+        "tinyrl.dense_int16": k.DenseInt16,
+        "tinyrl.dense_codes_int16": k.DenseCodesOfInt16,
         "tinyrl.dense_codes": k.DenseCodes,
         "tinyrl.dense_float": k.DenseFloat,
     }
     if name in kinds:
         return kinds[name](*arguments)
     weight, bias, *answer = arguments
-    return k.DenseHead(weight, bias, _answer(name, answer))
+    head = k.HeadOfInt16 if name.endswith("_int16") else k.DenseHead
+    return head(weight, bias, _answer(name.removesuffix("_int16"), answer))
 
 
 def _quantize(inverse: np.ndarray, zero_point: np.ndarray, low: int, high: int) -> Kernel:
+    from relay_passes.oracle import code_dtype
     from schedules import kernels as k
 
-    dtype = "int8" if high <= 127 else "int32"
-    return k.Quantize(inverse, zero_point if np.any(zero_point) else None, low, high, dtype)
+    dtype = code_dtype(high)
+    kind = k.QuantizeInt16 if dtype == "int16" else k.Quantize
+    return kind(inverse, zero_point if np.any(zero_point) else None, low, high, dtype)
 
 
 def _answer(name: str, arguments: list[Any]) -> Any:

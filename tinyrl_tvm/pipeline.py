@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole compile on one page: a policy file becomes a model library.
 
-load -> passes on the float graph -> passes to int8 -> lower -> place kernels for a core -> print -> archive
+load -> passes on the float graph -> passes to integers -> lower -> place kernels for a core -> print -> archive
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tinyrl_tvm.emit.program import Program
     from tinyrl_tvm.reference import Expectations
 
-PRECISIONS = ("int8", "float32")
+PRECISIONS = ("int8", "int16", "float32")
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,13 @@ def float_passes(policy: Policy) -> list[Pass]:
     ]
 
 
-def int8_passes(rows: list[np.ndarray], wide_first_layer: bool) -> list[Pass]:
-    from relay_passes import FoldLut, QuantizeInt8
+def quantising_passes(precision: str, rows: list[np.ndarray], cmsis_nn: bool) -> list[Pass]:
+    from relay_passes import FoldLut, QuantizeInt8, QuantizeInt16
 
+    int8 = precision == "int8"
     return [
-        QuantizeInt8(*rows, wide_first_layer=wide_first_layer),
+        # a library of integer kernels has no first layer of 16-bit weights, nor one of int16 with a multiplier an output
+        QuantizeInt8(*rows, wide_first_layer=not cmsis_nn) if int8 else QuantizeInt16(*rows, one_multiplier=cmsis_nn),
         FoldLut(),  # after quantise: a table maps codes to codes
     ]
 
@@ -113,8 +115,8 @@ def compile_policy(
 ) -> Compiled:
     """Compile the policy in `path`. `precision` is int8 when there is `calibration` or the model is quantised already, else
     float32; schedules are chosen by `tuning_records`, else by those that ship for the target. `cmsis_nn` leaves to CMSIS-NN
-    the layers of an int8 policy that it computes bit for bit, but for those that the records know to cost no more as our
-    own kernels. Raises TinyrlError."""
+    the layers of an int8 or int16 policy that it computes bit for bit, but for those that the records know to cost no more
+    as our own kernels. Raises TinyrlError."""
     core = target_named(target)
     if precision not in (None, *PRECISIONS):
         raise unknown_name("precision", str(precision), PRECISIONS)
@@ -139,25 +141,25 @@ def compile_policy(
         precision, reason = _precision(precision, calibration, policy.source, coded is not None)
         if cmsis_nn and precision == "float32":
             raise TinyrlError(
-                f"CMSIS-NN computes int8 policies, and '{policy.source}' is a float one; give some observations of a rollout "
-                "with --calibration observations.npz"
+                f"CMSIS-NN computes int8 and int16 policies, and '{policy.source}' is a float one; give some observations of "
+                "a rollout with --calibration observations.npz"
             )
         observations = read_observations(calibration, simple)
         graph = simple.module
-        if precision == "int8":
+        if precision != "float32":
             progress("quantise")
             if coded is not None:
                 graph, more = _run(coded, integer_passes())
             else:
                 assert observations.calibration is not None
                 rows = split_inputs(observations.calibration, simple.inputs)
-                graph, more = _run(graph, int8_passes(rows, wide_first_layer=not cmsis_nn))
+                graph, more = _run(graph, quantising_passes(precision, rows, cmsis_nn))
             changes += more
         kernels, lowered, decided, more = _lowered(graph, cmsis_nn, core, records)
         changes += more
         vectors = split_inputs(observations.vectors, simple.inputs)
         expected = expectations(simple.module, graph, precision, vectors)
-        clips = clipped(simple.module, graph, *vectors) if precision == "int8" else ()
+        clips = clipped(simple.module, graph, *vectors) if precision != "float32" else ()
     except UnsupportedGraph as error:
         raise UnsupportedOp(f"'{policy.source}': {error}") from None
 
@@ -236,14 +238,15 @@ def _observed(observations: Observations) -> dict[str, list[float]] | None:
 def _precision(precision: str | None, calibration: Path | None, source: str, quantised: bool) -> tuple[str, str]:
     """The precision and why it is that."""
     if quantised:
-        if precision == "float32":
+        if precision not in (None, "int8"):
+            lacks = "float32 weights" if precision == "float32" else "16-bit codes"
             raise TinyrlError(
-                f"'{source}' is quantised to int8 (QDQ) and has no float32 weights; compile the model it was made of"
+                f"'{source}' is quantised to int8 (QDQ) and has no {lacks}; compile the model it was made of"
             )
         return "int8", "the model brings its own scales"
-    if precision == "int8" and calibration is None:
+    if precision in ("int8", "int16") and calibration is None:
         raise TinyrlError(
-            "int8 needs the ranges of observations; give some of a rollout with --calibration observations.npz"
+            f"{precision} needs the ranges of observations; give some of a rollout with --calibration observations.npz"
         )
     if precision is not None:
         return precision, "as asked"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a compiled policy must answer to its test vectors, bit for bit, and what the float policy answers.
 
-int8      the answers of `relay_passes/oracle.py`
-float32   the answers of `float_oracle.py`, on every core: where it is of no matter whether the core takes a number below
-          2^-126 for zero, as Helium does
+int8, int16   the answers of `relay_passes/oracle.py`
+float32       the answers of `float_oracle.py`, on every core: where it is of no matter whether the core takes a number below
+              2^-126 for zero, as Helium does
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def expectations(policy_graph: IRModule, graph: IRModule, precision: str, inputs
     from relay_passes.evaluate import evaluate
 
     exact = _rows(evaluate(policy_graph, *inputs, dtype=np.float64))
-    if precision == "int8":
+    if precision != "float32":
         actions = _rows(oracle.answers(graph, *inputs))
         return Expectations(np.arange(len(actions)), actions, exact, 0.0)
     return _float_expectations(graph, inputs, exact)

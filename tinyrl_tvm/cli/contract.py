@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from tinyrl_tvm.cli.console import say, say_table, tell
 from tinyrl_tvm.errors import TinyrlError
-from tinyrl_tvm.memory import IN_PROSE, RESOURCES, Memory
 
 if TYPE_CHECKING:
     from tinyrl_tvm.device.measurement import Measurement
+    from tinyrl_tvm.memory import Memory
 
 PARTS_SHOWN = 6  # of each resource
 
@@ -27,6 +27,8 @@ def memory_of(folder: Path, measured: Measurement) -> Memory | None:
 
 def say_memory(memory: Memory) -> None:
     """Predicted beside measured beside what is allowed, in bytes, with the largest parts."""
+    from tinyrl_tvm.memory import IN_PROSE, RESOURCES  # it loads numpy
+
     rows: list[tuple[str, ...]] = []
     for resource in RESOURCES:
         predicted, measured = memory.contract.predicted(resource), memory.measured(resource)

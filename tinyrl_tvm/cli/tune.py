@@ -35,7 +35,9 @@ TUNERS = ("xgb", "evolutionary", "random", "grid")
     help=f"The core to tune for (required): {', '.join(TARGETS)}; or cmsis-nn,c with --target-cmsis-nn-mcpu=CORE.",
 )
 @click.option(
-    "--precision", metavar="int8|float32", help="Default: int8 with --calibration or for a QDQ model, else float32."
+    "--precision",
+    metavar="int8|int16|float32",
+    help="Default: int8 with --calibration or for a QDQ model, else float32.",
 )
 @click.option("--calibration", type=click.Path(path_type=Path), help="Rollout observations, as for compile.")
 @click.option("--output", metavar="TENSOR", help="Which output of the policy is the action, as for compile.")

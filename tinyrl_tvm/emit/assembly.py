@@ -19,6 +19,8 @@ _LABEL = re.compile(r"\.L[\w.$]+")
 _RISCV = re.compile(r'^\s*\.attribute\s+5, "rv', re.MULTILINE)  # Arm's attributes are called .eabi_attribute
 _SPILLED_PREDICATE = re.compile(r"\bv(str|ldr)\s+p0, \[(sp|r\d+)(?:, #(-?\d+))?\]")
 
+_NARROWED = re.compile(r"\bvqshr(u?)n([bt])\.([su])(16|32)\s+q(\d), q(\d), #(\d+)")
+
 
 def function_text(listing: str, name: str) -> str:
     """The function `name` of an LLVM listing as GNU assembly, in a section of its own; then the constants it reads."""
@@ -84,7 +86,20 @@ def _constants(statements: list[str], function: list[str]) -> list[str]:
 def _as_both_spell_it(text: str) -> str:
     # GNU as and clang share only the signed spelling of the multiply by a scalar; the low half has no sign
     text = re.sub(r"\bvmla\.i(8|16|32)\b", r"vmla.s\1", text)
+    text = _NARROWED.sub(_narrowing_in_numbers, text)
     return _SPILLED_PREDICATE.sub(_predicate_in_numbers, text)
+
+
+def _narrowing_in_numbers(match: re.Match[str]) -> str:
+    """`vqshrnb.s32 q4, q4, #12` in hexadecimal: GNU as 2.40 makes of it `vqrshrnb`, which rounds.
+
+    Source: Armv8-M Architecture Reference Manual, VQSHRN and VQSHRUN, encoding T1.
+    """
+    to_unsigned, half, sign, bits, destination, source, shift = match.groups()
+    half_bits = int(bits) // 2  # 8 or 16, whose bit marks the size above what the shift leaves of it
+    word = 0xEE800F40 | int(destination) << 13 | int(source) << 1 | (half == "t") << 12 | (to_unsigned == "u") << 7
+    word |= (sign == "u") << 28 | (2 * half_bits - int(shift)) << 16
+    return f".inst.w\t{word:#010x} /* {match[0]} */"
 
 
 def _predicate_in_numbers(match: re.Match[str]) -> str:

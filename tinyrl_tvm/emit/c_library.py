@@ -21,7 +21,7 @@ from tinyrl_tvm.emit.program import ALIGNMENT, ITEM_BYTES, Program, Step
 if TYPE_CHECKING:
     from schedules import Parameter, PlacedKernel
 
-C_TYPES = {"int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "float32": "float"}
+C_TYPES = {"int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "int64": "int64_t", "float32": "float"}
 _NUMBERS_PER_LINE = 16
 
 
@@ -49,6 +49,8 @@ def print_library(program: Program) -> dict[str, bytes]:
         "kernels": kernels,
         "offloaded": offloaded,
         "cmsis_nn_since": since(program.cmsis_nn),
+        "rounds_twice": any(function.endswith("s8") for function in program.cmsis_nn),
+        "has_sums": any(layer["sums"] for layer in offloaded),
         "uses_lookup": any("tinyrl_lookup" in kernel["definition"] for kernel in kernels),
         "uses": [name for name in lower.IN_C if any(f"{name}(" in kernel["definition"] for kernel in kernels)],
         "uses_dots": any("tinyrl_dots" in kernel["definition"] for kernel in kernels),
@@ -182,7 +184,14 @@ def _offloaded(index: int, step: Step, offloaded: Offloaded) -> dict[str, Any]:
             offloaded.least_difference,
         )
         calls = [[int(value) for value in call] for call in zip(*columns, strict=True)]
-        return {**said, "prototype": _prototype(step, "void"), "parameters": [], "softmax": calls, "n_out": offloaded.n}
+        return {
+            **said,
+            "prototype": _prototype(step, "void"),
+            "parameters": [],
+            "softmax": calls,
+            "sums": False,
+            "n_out": offloaded.n,
+        }
     layer = offloaded
     n_out, n_in = layer.weight.shape
     return {
@@ -190,6 +199,7 @@ def _offloaded(index: int, step: Step, offloaded: Offloaded) -> dict[str, Any]:
         "softmax": None,
         "prototype": _prototype(step, "int32_t"),
         "parameters": _parameters(index, layer.parameters),
+        "sums": layer.codes == "int8",
         "per_channel": layer.per_channel,
         "multiplier": int(layer.multiplier[0]),
         "shift": int(layer.shift[0]),

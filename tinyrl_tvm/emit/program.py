@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from schedules import PlacedKernel
 
 ALIGNMENT = 16  # bytes: a vector of MVE
-ITEM_BYTES = {"int8": 1, "int16": 2, "int32": 4, "float32": 4}
+ITEM_BYTES = {"int8": 1, "int16": 2, "int32": 4, "int64": 8, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Program:
     @property
     def guard(self) -> str | None:
         """When the target's own kernels run; None where there are none but the C twin."""
-        return self.target.guard if self.precision == "int8" or self.target.float_unit else None
+        return self.target.guard if self.precision != "float32" or self.target.float_unit else None
 
     @property
     def n_observations(self) -> int:
@@ -149,8 +149,9 @@ def _worded(name: str, otherwise: str) -> str:
 def _function(placed: PlacedKernel | Offloaded) -> str:
     if isinstance(placed, Offloaded):
         return "dense" if isinstance(placed, FullyConnected) else "softmax"
-    names = {"Quantize": "quantize", "Clamp": "clamp", "DenseHead": "head"}
-    return (names | dict.fromkeys(("Softmax", "SoftmaxCodes"), "softmax")).get(type(placed.kernel).__name__, "dense")
+    kind = type(placed.kernel).__name__
+    starts = {"Quantize": "quantize", "Clamp": "clamp", "DenseHead": "head", "HeadOf": "head", "Softmax": "softmax"}
+    return next((name for start, name in starts.items() if kind.startswith(start)), "dense")
 
 
 def _array_bytes(placed: PlacedKernel | Offloaded, index: int) -> int:

@@ -35,6 +35,11 @@ arm_cmsis_nn_status arm_fully_connected_per_channel_s8(
     const cmsis_nn_dims *input_dims, const int8_t *input_data, const cmsis_nn_dims *filter_dims, const int8_t *kernel,
     const cmsis_nn_dims *bias_dims, const int32_t *bias_data, const cmsis_nn_dims *output_dims, int8_t *output_data);
 
+arm_cmsis_nn_status arm_fully_connected_s16(
+    const cmsis_nn_context *ctx, const cmsis_nn_fc_params *fc_params, const cmsis_nn_per_tensor_quant_params *quant_params,
+    const cmsis_nn_dims *input_dims, const int16_t *input_data, const cmsis_nn_dims *filter_dims, const int8_t *filter_data,
+    const cmsis_nn_dims *bias_dims, const int64_t *bias_data, const cmsis_nn_dims *output_dims, int16_t *output_data);
+
 void arm_softmax_s8(
     const int8_t *input, const int32_t num_rows, const int32_t row_size, const int32_t mult, const int32_t shift,
     const int32_t diff_min, int8_t *output);

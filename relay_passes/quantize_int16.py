@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make a float policy one of 16-bit codes and 8-bit weights, after training, with ranges seen on calibration rows.
+
+    obs -> matmul -> add -> relu -> matmul -> add -> tanh -> matmul -> add                                  becomes
+    obs -> tinyrl.quantize -> matmul(int) -> add(int32) -> tinyrl.shift                             (ReLU is its clamp)
+        -> matmul(int16) -> add(int32) -> tinyrl.requantize_int16 -> dequantize -> tanh -> quantize
+        -> matmul(int16) -> add(int32) -> astype -> multiply
+
+    x = scale * code, but for observations      weights of int8's range, one scale an output      bias int32
+
+* A layer of ReLU, or of no function, has a scale an output, folded into the next layer's columns: 16 bits have room for
+  such scales to differ, so they are those under which the 8-bit weights on both sides hurt the outputs least. Where they
+  lie a power of two over the accumulators', a shift requantises, and one multiplier serves all, which CMSIS-NN asks for.
+* Any other function is read at codes of one scale, by a multiplier an output; or by one, with weights of one scale, where
+  CMSIS-NN is to compute the layer. It is a line between 257 values: `limit` says at which range that is the closest.
+* Accumulators have 32 bits, and no code can make one overflow: where weights and codes could, the weights are coarser.
+
+Why: steps of 1/65536 of a range in place of 1/256, for policies that act on small differences of large numbers.
+
+Source: TFLite's 16x8 specification, for symmetric codes of zero point 0; `fixedpoint.requantize_int16` is the law.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Var
+from tvm.relax import op
+
+from .chain import Chain, Function, Layer, UnsupportedGraph, read_chain
+from .fixedpoint import quantize_multiplier, reduce_multiplier
+from .quantize_int8 import SHIFT_ERROR, WIDE_LIMIT, Calibrated, Seen, error_of, observe, outputs_of
+from .write_int8 import Codes, far_zero, saturation, scalar
+
+CODE = 32767
+# A code reaches this many times as far as calibration saw; tables and actions do not, they are level out there or clipped.
+HEADROOM = 2.0
+# The largest accumulator, but for the rounding of its weights: as much again fits 32 bits.
+REACH = 2**30
+# Codes are computed in float32: an observation may lie so many codes from zero.
+FARTHEST = 2**18
+# The largest multiplier has 15 bits; the smallest is at most so many times smaller.
+LEAST_MULTIPLIERS = 128.0
+# Where one cannot have the codes that its range asks for, the others have this many times fewer at most.
+COARSEST = 16.0
+
+
+@tvm.transform.module_pass(opt_level=0, name="QuantizeInt16")
+class QuantizeInt16:
+    """matmul -> add -> relu becomes matmul(int16) -> add(int32) -> tinyrl.shift.
+
+    `rows` are calibration observations, one array (n_rows, n) a main input. `one_multiplier` writes only layers that
+    arm_fully_connected_s16 has: 8-bit weights, one multiplier for all outputs.
+    """
+
+    def __init__(self, *rows: np.ndarray, one_multiplier: bool = False) -> None:
+        self.rows, self.one_multiplier = rows, one_multiplier
+
+    def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+        chain = read_chain(module)
+        seen = observe(module, chain, self.rows)
+        module = module.clone()
+        module[module.get_global_var("main")] = _Calibrated(chain, seen, self.one_multiplier).write()
+        return relax.transform.DeadCodeElimination(["main"])(module)
+
+
+class _Calibrated(Calibrated):
+    """Writes layers of 16-bit codes. What chooses the observations' scales and the action's is int8's."""
+
+    dtype = "int16"
+    wide_code = WIDE_LIMIT / HEADROOM
+
+    def __init__(self, chain: Chain, seen: dict[Var | None, Seen], one_multiplier: bool) -> None:
+        super().__init__(chain, seen, wide_first_layer=not one_multiplier)
+        self.one_multiplier = one_multiplier
+
+    def quantized_observations(self, obs: Var) -> Codes:
+        """Codes about zero, or about what was seen where that lies far from it."""
+        finest, nearest = (self.wide_codes(CODE / HEADROOM, CODE, farthest)[0] for farthest in (np.inf, FARTHEST))
+        # one that lies too far from zero for its range has large weights a code: the others' need not be much smaller
+        coarser = float(np.clip((finest / nearest).max(), 1, COARSEST))
+        inverse, zero_point = self.wide_codes(CODE / HEADROOM / coarser, CODE, FARTHEST)
+        bounds, n = (-CODE - 1, CODE), len(inverse)
+        codes = self.call("tinyrl.quantize", obs, inverse, zero_point.astype(np.int32), *bounds, dtype="int16", n=n)
+        return Codes(codes, 1 / inverse.astype(np.float64), zero_point)
+
+    def limit(self, function: Function, reach: float) -> float:
+        return limit(function, reach)
+
+    def weight_scale(self, weight: np.ndarray, zero_point: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        return self.finest(weight, zero_point, bias, 127, CODE + 1)
+
+    def finest(
+        self, weight: np.ndarray, zero_point: np.ndarray, bias: np.ndarray, largest_weight: int, largest_code: int
+    ) -> np.ndarray:
+        """Scales (n_out,) of weights (n_in, n_out) a code, no finer than leaves every sum within 32 bits."""
+        magnitude = np.abs(weight)
+        held = np.abs(bias - np.broadcast_to(zero_point, len(weight)) @ weight)  # with what the zero points add
+        scale = np.maximum(magnitude.max(0) / largest_weight, (magnitude.sum(0) * largest_code + held) / REACH)
+        return np.where(scale > 0, scale, max(float(scale.max()), 1e-9))  # an output of zeros takes any scale
+
+    def wide_layer(self, obs: Var, layer: Layer, inverse: np.ndarray, zero_point: np.ndarray) -> Codes:
+        n = len(inverse)
+        codes = self.call("tinyrl.quantize", obs, inverse, zero_point, -WIDE_LIMIT, WIDE_LIMIT, dtype="int32", n=n)
+        wide = Codes(codes, 1 / inverse.astype(np.float64), zero_point.astype(np.float64))
+        return self.coded(wide, layer, CODE, WIDE_LIMIT, "int32")
+
+    def layer(self, codes: Codes, layer: Layer) -> Codes:
+        return self.coded(codes, layer, 127, CODE + 1, "int16")
+
+    def coded(self, codes: Codes, layer: Layer, largest_weight: int, largest_code: int, dtype: str) -> Codes:
+        weight = layer.weight.astype(np.float64) * np.reshape(codes.scale, (-1, 1))
+        finest = self.finest(weight, codes.zero_point, layer.bias, largest_weight, largest_code)
+        function, n = layer.function, len(finest)
+        seen = self.seen[function.source]
+        if function.operators in ((), ("nn.relu",)):
+            return self.scaled(codes, layer, weight, finest, dtype)
+        # a value of 2^15 codes has an accumulator of 2^16 or more
+        code_scale = max(limit(function, HEADROOM * float(seen.reach.max())) / CODE, 2 * float(finest.max()))
+        bounds = (0, -CODE - 1, CODE)
+        if dtype == "int32":  # 16-bit weights: those of one scale are fine enough, and a shift requantises
+            shift = min(int(np.floor(np.log2(code_scale / finest.max()))), 15)
+            accumulator = self.accumulate(codes, weight, layer.bias, np.full(n, code_scale / 2**shift), dtype)
+            read_at = self.call("tinyrl.shift", accumulator, shift, *bounds, dtype="int16", n=n)
+        else:
+            scale = np.full(n, finest.max()) if self.one_multiplier else _near(finest, np.full(n, code_scale))
+            accumulator = self.accumulate(codes, weight, layer.bias, scale, dtype)
+            multiplier, shift = multipliers(scale / code_scale)
+            read_at = self.call("tinyrl.requantize_int16", accumulator, multiplier, shift, *bounds, dtype="int16", n=n)
+        value = self.emit(op.dequantize(read_at, scalar(code_scale), relax.const(np.int16(0)), out_dtype="float32"))
+        value = self.function(value, function)
+        step = float(np.abs(_entries(function, code_scale)).max()) / CODE or 1.0
+        result = self.emit(op.quantize(value, scalar(step), relax.const(np.int16(0)), out_dtype="int16"))
+        return Codes(result, np.asarray(step), np.zeros(1))
+
+    def scaled(self, codes: Codes, layer: Layer, weight: np.ndarray, finest: np.ndarray, dtype: str) -> Codes:
+        """A layer of ReLU or no function: a scale an output, and a shift, unless the outputs would feel that there is no
+        multiplier for each."""
+        seen, relu = self.seen[layer.function.source], bool(layer.function.body)
+        reach = HEADROOM * (np.maximum(seen.high, 0.0) if relu else seen.reach)
+        reach = np.where(reach > 0, reach, max(float(reach.max()), CODE * float(finest.min())))
+        together = [reach**own * reach.max() ** (1 - own) / CODE for own in (1.0, 0.75, 0.5, 0.25, 0.0)]
+        shift = _shift(reach / (CODE * finest))
+        shifted = [(finest, np.ldexp(finest, shift), shift)]
+        for output in together:
+            shift = int(np.clip(np.floor(np.log2((output / finest).min())), 0, 15))
+            scale = np.maximum(np.ldexp(output, -shift), finest)
+            shifted.append((scale, np.ldexp(scale, shift), shift))
+        felt = [self.felt(codes, layer, scale, output) for scale, output, _ in shifted]
+        best = int(np.argmin(felt))
+        bounds = (0, 0 if relu else -CODE - 1, CODE)
+        if dtype != "int32" and not self.one_multiplier:
+            multiplied = [(_near(finest, output), output) for output in np.maximum(together, 2 * finest)]
+            errors = [self.felt(codes, layer, *scales) for scales in multiplied]
+            if SHIFT_ERROR * min(errors) < felt[best]:
+                scale, output = multiplied[int(np.argmin(errors))]
+                accumulator = self.accumulate(codes, weight, layer.bias, scale, dtype)
+                multiplier, shift = multipliers(scale / output)
+                result = self.call(
+                    "tinyrl.requantize_int16", accumulator, multiplier, shift, *bounds, dtype="int16", n=len(finest)
+                )
+                return Codes(result, output, np.zeros(1))
+        scale, output, shift = shifted[best]
+        accumulator = self.accumulate(codes, weight, layer.bias, scale, dtype)
+        result = self.call("tinyrl.shift", accumulator, shift, *bounds, dtype="int16", n=len(finest))
+        return Codes(result, output, np.zeros(1))
+
+    def felt(self, codes: Codes, layer: Layer, scale: np.ndarray, output: np.ndarray) -> float:
+        """Error of the outputs for weights at `scale`, codes at `output`, and the next weights under them."""
+        rows, behind = self.into[layer.function.result].rows, self.behind[layer.function.result]
+        exact = outputs_of(rows, [layer, *behind])
+        step = scale / np.reshape(codes.scale, (-1, 1))
+        far = far_zero(codes.zero_point, len(step)) * codes.scale
+        weight = np.rint(layer.weight / step) * step
+        values = (rows + far) @ weight - far @ layer.weight + layer.bias
+        low = 0 if layer.function.body else -CODE - 1
+        values = np.clip(np.rint(values / output), low, CODE)
+        weight = behind[0].weight * output.reshape(-1, 1)
+        step = self.weight_scale(weight, np.zeros(1), behind[0].bias)
+        return error_of(outputs_of(values, behind, np.rint(weight / step) * step), exact)
+
+
+def multipliers(real: np.ndarray) -> tuple[np.ndarray, int]:
+    """(multiplier (n,) int32 below 2^15, right shift) with real = multiplier * 2^-shift, for 0 < real <= 1/2.
+
+    The largest as `reduce_multiplier` makes it of its 31 bits, so that one that serves all is CMSIS-NN's.
+    """
+    largest, left = quantize_multiplier(float(real.max()))
+    shift = 15 - int(left)
+    multiplier = np.minimum(np.rint(np.ldexp(real, shift)), reduce_multiplier(largest))
+    return multiplier.astype(np.int32), shift
+
+
+def limit(function: Function, largest: float) -> float:
+    """The range, at most `largest`, at which 257 values with lines between them are closest to the function up to there."""
+    points = largest * np.linspace(-1, 1, 4097)
+    exact = function(points)
+    if not np.isfinite(exact).all():
+        raise UnsupportedGraph("an activation is not finite on the observations calibrated with; it has no int16 codes")
+    widest = saturation(function, largest, 65535)
+    best, least = largest, np.inf
+    for reach in widest * np.linspace(1, 0.4, 25):
+        knots = reach * np.arange(-128, 129) / 128
+        error = float(np.abs(np.interp(points, knots, function(knots)) - exact).max())
+        if error < least:
+            best, least = float(reach), error
+    return best or 1.0
+
+
+def _shift(ratio: np.ndarray) -> int:
+    """The least shift after which no output's codes end before its range: `ratio` are accumulators of it, a code each."""
+    return int(np.clip(np.ceil(np.log2(max(float(ratio.max()), 1.0))), 0, 15))
+
+
+def _near(scale: np.ndarray, output: np.ndarray) -> np.ndarray:
+    """Scales no so much finer than codes need that their multipliers, which have a shift in common, were a few bits."""
+    return np.maximum(scale, output * (scale / output).max() / LEAST_MULTIPLIERS)
+
+
+def _entries(function: Function, scale: float) -> np.ndarray:
+    return function(256.0 * np.arange(-128, 129) * scale)
