@@ -47,10 +47,7 @@ def print_library(program: Program) -> dict[str, bytes]:
         "shell_names": _shell_names(program),
         "shell_arguments": _arguments(program, _shell_names(program)),
         "kernels": kernels,
-        "offloaded": offloaded,
-        "cmsis_nn_since": since(program.cmsis_nn),
-        "rounds_twice": any(function.endswith("s8") for function in program.cmsis_nn),
-        "has_sums": any(layer["sums"] for layer in offloaded),
+        **_of_cmsis_nn(offloaded),
         "uses_lookup": any("tinyrl_lookup" in kernel["definition"] for kernel in kernels),
         "uses": [name for name in lower.IN_C if any(f"{name}(" in kernel["definition"] for kernel in kernels)],
         "uses_dots": any("tinyrl_dots" in kernel["definition"] for kernel in kernels),
@@ -85,8 +82,7 @@ def print_layer(layer: FullyConnected, name: str, function: str) -> bytes:
         "pedigree": "Written by tinyrl-tvm, to be measured.",
         "guard": f"TVMGEN_{name.upper()}",
         "alignment": ALIGNMENT,
-        "offloaded": [_offloaded(0, Step(function, layer, None, None), layer)],
-        "cmsis_nn_since": since([layer.function]),
+        **_of_cmsis_nn([_offloaded(0, Step(function, layer, None, None), layer)]),
     }
     return _render("cmsis_nn.c.jinja", context)
 
@@ -170,6 +166,17 @@ def _definition(source: str, function: str, prototype: str) -> str:
     start = source.rindex(f" {function}(")
     body = source[source.index("{", start) :]
     return f"{prototype} {body.strip()}\n"
+
+
+def _of_cmsis_nn(offloaded: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the template of CMSIS-NN's layers asks about."""
+    functions = [layer["function"] for layer in offloaded]
+    return {
+        "offloaded": offloaded,
+        "cmsis_nn_since": since(functions),
+        "rounds_twice": any(function.endswith("s8") for function in functions),
+        "has_sums": any(layer["sums"] for layer in offloaded),
+    }
 
 
 def _offloaded(index: int, step: Step, offloaded: Offloaded) -> dict[str, Any]:
