@@ -78,8 +78,8 @@ def test_tvmcs_line_for_cortex_m55_works_as_it_stands() -> None:
 def test_with_a_float_model_it_names_calibration() -> None:
     onnx.save(FLOAT, "policy.onnx")
     assert refused(CANONICAL) == (
-        "CMSIS-NN computes int8 policies, and 'policy.onnx' is a float one; give some observations of a rollout with "
-        "--calibration observations.npz"
+        "CMSIS-NN computes int8 and int16 policies, and 'policy.onnx' is a float one; give some observations of a rollout "
+        "with --calibration observations.npz"
     )
 
 
