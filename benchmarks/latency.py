@@ -11,11 +11,10 @@ QEMU counts instructions, not time. Flash and RAM are the firmware's less the sa
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tinyrl_tvm.device import host, qemu
-from tinyrl_tvm.device.emulator import Emulate, emulate
+from tinyrl_tvm.device.emulator import Emulate
+from tinyrl_tvm.device.farm import emulator
 from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.targets import BOARDS, board_named
 
@@ -135,18 +135,6 @@ def tools_of(boards: Iterable[str]) -> dict[str, str]:
         for architecture in architectures
         for use, tool in (("compiler", architecture.compiler), ("emulator", architecture.emulator))
     }
-
-
-@contextlib.contextmanager
-def emulator(tracker: str | None, key: str | None) -> Iterator[Emulate]:
-    """This machine's QEMU, or the servers of a farm."""
-    if tracker is None or key is None:
-        yield emulate
-        return
-    from tinyrl_tvm.device.farm import Farm
-
-    with contextlib.closing(Farm.at(tracker, key)) as farm:
-        yield farm.emulate
 
 
 def measure_on(board: str, name: str, precision: str, folder: Path, run: Emulate) -> DeviceRow | None:

@@ -259,10 +259,7 @@ def _tools(project: Project) -> tuple[str, ...]:
 
 
 def _measured(project: Project, emulate: Emulate, profiled: bool = False) -> Measurement:
-    try:
-        projects.built(project)
-    except TinyrlError:
-        projects.build(project)
+    projects.ensure_built(project)
     if micro.RUNS.get(project.platform) is qemu.run:
         profiled = profiled and project.platform in micro.PROFILED
         return qemu.run(project, profiled=profiled, emulate=emulate)

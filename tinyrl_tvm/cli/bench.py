@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +14,6 @@ from tinyrl_tvm.errors import TinyrlError
 
 if TYPE_CHECKING:
     from tinyrl_tvm.bench.measure import Bench, Loop, Run
-    from tinyrl_tvm.device.emulator import Emulate
 
 
 @click.command("bench", short_help="Measure a library on several devices; write a report.")
@@ -72,6 +69,7 @@ def bench_verb(
     if bool(rpc_tracker) != bool(rpc_key):
         raise TinyrlError("a farm takes both: --rpc-tracker HOST:PORT and --rpc-key KEY")
     from tinyrl_tvm.bench.measure import CPU, Loop, device_named, measure
+    from tinyrl_tvm.device.farm import emulator
     from tinyrl_tvm.library import ModelLibrary, write_whole
 
     library = ModelLibrary.load(library_path)
@@ -84,7 +82,7 @@ def bench_verb(
         refuse_unwritable(output_file, library_path, policy)
         need_matplotlib()
     loop = None if environment is None else Loop(environment, episodes)
-    with progress() as begin, _emulator(rpc_tracker, rpc_key) as emulate:
+    with progress() as begin, emulator(rpc_tracker, rpc_key) as emulate:
         bench = measure(library, named, loop=loop, policy=policy, emulate=emulate, progress=begin)
         if output_file is not None:
             from tinyrl_tvm.bench.report import render
@@ -122,20 +120,6 @@ def _command(
     if tracker is not None and key is not None:
         words += ["--rpc-tracker", tracker, "--rpc-key", key]
     return [str(word) for word in (*words, "-o", report)]
-
-
-@contextlib.contextmanager
-def _emulator(tracker: str | None, key: str | None) -> Iterator[Emulate]:
-    """This machine's QEMU, or the servers of a farm."""
-    from tinyrl_tvm.device.emulator import emulate
-
-    if tracker is None or key is None:
-        yield emulate
-        return
-    from tinyrl_tvm.device.farm import Farm
-
-    with contextlib.closing(Farm.at(tracker, key)) as farm:
-        yield farm.emulate
 
 
 def _say(bench: Bench, report: Path | None) -> None:

@@ -11,7 +11,7 @@ import click
 
 from tinyrl_tvm.cli.console import json_option, progress, say, say_json, say_table
 from tinyrl_tvm.cli.contract import judge, memory_of, say_memory, say_painted
-from tinyrl_tvm.cli.run import BAUD, build_unless_built
+from tinyrl_tvm.cli.run import BAUD
 
 if TYPE_CHECKING:
     from tinyrl_tvm.device.measurement import Measurement
@@ -155,7 +155,7 @@ def flash_verb(folder: Path, port: str | None) -> None:
     project = projects.load(folder)
     with progress() as begin:
         begin("build and flash")
-        build_unless_built(project)
+        projects.ensure_built(project)
         command = projects.flash(project, port)
     if command is None:
         say(f"nothing to flash: 'tinyrl-tvm run --device micro {folder}' starts it")
@@ -185,7 +185,7 @@ def test_verb(ctx: click.Context, folder: Path, port: str | None, baud: int, as_
     project = projects.load(folder)
     with progress() as begin:
         begin("build and run")
-        build_unless_built(project)
+        projects.ensure_built(project)
         measured = micro.run(project, port=Port(port, baud) if port else None)
         memory = None if port else memory_of(folder, measured)
     if as_json:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from tinyrl_tvm.device.measurement import Measurement
     from tinyrl_tvm.device.profile import Profile
     from tinyrl_tvm.device.serial_line import Port
-    from tinyrl_tvm.project import Project
 
 DEVICES = ("cpu", "micro")
 _LOOP_ALONE = {
@@ -257,24 +256,15 @@ def _on_micro(
     if profiled:
         micro.refuse_unprofiled(project)  # before a build that may take long, or miss a tool
     if rpc_tracker is None or rpc_key is None:
-        build_unless_built(project)
+        projects.ensure_built(project)
         return micro.run(project, observations, timed=timed, profiled=profiled, port=port)
 
     from tinyrl_tvm.device.farm import Farm
 
     micro.refuse_without_firmware(project)
     with contextlib.closing(Farm.at(rpc_tracker, rpc_key)) as farm:
-        build_unless_built(project)
+        projects.ensure_built(project)
         return micro.run(project, observations, timed=timed, profiled=profiled, farm=farm)
-
-
-def build_unless_built(project: Project) -> None:
-    from tinyrl_tvm import project as projects
-
-    try:
-        projects.built(project)
-    except TinyrlError:
-        projects.build(project)
 
 
 def _closed_loop(
@@ -299,7 +289,7 @@ def _closed_loop(
     board_of(project)
     with progress() as begin:
         begin("build and run")
-        build_unless_built(project)
+        projects.ensure_built(project)
         loops = [
             close_loop(project, environment, episodes=episodes, noise=noise, policy=policy, tick_ms=tick_ms, port=port)
             for tick_ms in ticks_ms or (None,)

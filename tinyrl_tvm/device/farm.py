@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyrl_tvm.device.emulator import Emulate
+from tinyrl_tvm.device.emulator import Emulate, emulate
 from tinyrl_tvm.device.workers import Workers
 from tinyrl_tvm.errors import NoAnswer, TinyrlError
 from tinyrl_tvm.targets import Board
@@ -295,3 +295,13 @@ def _refuse_taken(host: str, port: int) -> None:
         raise TinyrlError(
             f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port"
         ) from None
+
+
+@contextlib.contextmanager
+def emulator(tracker: str | None, key: str | None) -> Iterator[Emulate]:
+    """This machine's QEMU, or the servers of a farm where both its tracker and their key are given."""
+    if tracker is None or key is None:
+        yield emulate
+        return
+    with contextlib.closing(Farm.at(tracker, key)) as farm:
+        yield farm.emulate

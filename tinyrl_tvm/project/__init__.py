@@ -11,7 +11,7 @@
 `folder` reads it, `building` runs the platform's own build tool, `flashing` the one that flashes.
 """
 
-from tinyrl_tvm.project.building import BuiltProject, build, build_profile, built
+from tinyrl_tvm.project.building import BuiltProject, build, build_profile, built, ensure_built
 from tinyrl_tvm.project.flashing import flash
 from tinyrl_tvm.project.folder import PROJECT_FILE, Project, load
 from tinyrl_tvm.project.generate import create
@@ -19,4 +19,4 @@ from tinyrl_tvm.project.platforms import PLATFORMS
 from tinyrl_tvm.project.templates import TEMPLATES
 
 __all__ = ["PLATFORMS", "PROJECT_FILE", "TEMPLATES", "BuiltProject", "Project"]
-__all__ += ["build", "build_profile", "built", "create", "flash", "load"]
+__all__ += ["build", "build_profile", "built", "create", "ensure_built", "flash", "load"]

@@ -72,6 +72,14 @@ def built(project: Project) -> BuiltProject:
     return BuiltProject(project, products)
 
 
+def ensure_built(project: Project) -> None:
+    """Build the project when no earlier build left its products. Raises TinyrlError."""
+    try:
+        built(project)
+    except TinyrlError:
+        build(project)
+
+
 def _command(project: Project) -> list[str]:
     platform = PLATFORMS[project.platform]
     holes = {"name": project.library.name, **platform.holes(project.options, ())}
