@@ -162,7 +162,11 @@ def test_no_matplotlib_comes_with_the_line_that_installs_it(
         ((*LOOP, "--profile"), "--profile does not go with --closed-loop"),
         ((*LOOP, "--plot", "plot.gif"), "cannot draw 'plot.gif'; have: .png, .svg"),
         ((*LOOP, "--policy", "nowhere.onnx"), "no policy at 'nowhere.onnx'"),
-        ((*LOOP, "--policy", POLICIES / "P1.onnx"), "is not the policy that"),
+        (
+            (*LOOP, "--policy", POLICIES / "P1.onnx"),
+            "P1.onnx' is not the policy that the library 'cartpole' was compiled",
+        ),
+        ((*LOOP, "--policy", POLICIES / "pendulum.onnx"), "pendulum.onnx' is not the policy that the library"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(options, sentence: str, tmp_path: Path) -> None:
