@@ -256,7 +256,7 @@ def test_actions_on_every_device_are_those_of_predict(p1: Path) -> None:
 
 @on_every_device
 def test_without_observations_the_test_vectors_are_answered(device: str, p1: Path) -> None:
-    done(*devices(p1)[device], "-o", "actions.npz")
+    assert "\nwrote 'actions.npz'\n" in done(*devices(p1)[device], "-o", "actions.npz")
     np.testing.assert_array_equal(
         read_actions(Path("actions.npz")), ModelLibrary.load(p1 / "p1.tar").vectors()["expected"]
     )
@@ -708,6 +708,10 @@ RUNS = {
     "actions nowhere": (
         ("{p1}", "-o", "nowhere/actions.npz"),
         "cannot write 'nowhere/actions.npz': No such file or directory; choose another output path",
+    ),
+    "actions as a table": (
+        ("{p1}", "-o", "actions.csv"),
+        "-o writes a .npz without --closed-loop, not 'actions.csv'",
     ),
     "actions over observations": (
         ("{p1}", "-i", "wide.npz", "-o", "wide.npz"),
