@@ -689,6 +689,10 @@ RUNS = {
         ("nowhere.tar",),
         "no library at 'nowhere.tar'; 'tinyrl-tvm compile policy.onnx -o nowhere.tar' writes one",
     ),
+    "a policy that is no library yet": (
+        ("policy.onnx",),
+        "'policy.onnx' is a policy and no model library yet; 'tinyrl-tvm compile policy.onnx' makes one of it",
+    ),
     "no project": (("folder",), "no project in '{here}/folder'; 'tinyrl-tvm micro create' makes one"),
     "a folder for cpu": (
         ("folder", "--device", "cpu"),
@@ -724,6 +728,7 @@ RUNS = {
 def test_what_cannot_be_run_is_one_sentence(case: str, tmp_path: Path, p1: Path) -> None:
     arguments, sentence = RUNS[case]
     Path("folder").mkdir()
+    Path("policy.onnx").write_bytes(b"\x08\x08")
     write_observations(Path("wide.npz"), np.ones((2, 5), np.float32))
     here = {"p1": p1 / "p1.tar", "here": tmp_path}
     assert_refused(("run", *(word.format(**here) for word in arguments)), sentence.format(**here), tmp_path)
