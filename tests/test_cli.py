@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -125,6 +126,15 @@ def read_actions(path: Path) -> np.ndarray:
 
 
 # ---- from a policy to a running firmware ----
+
+
+def test_the_next_line_can_be_typed_as_it_stands(p1: Path) -> None:
+    said = done("micro", "create", "a b/c d", p1 / "p1.tar", "host")
+    for verb in ("micro build", "run --device micro"):
+        typed = said.rpartition("\nnext: tinyrl-tvm ")[2]
+        assert typed == f"{verb} 'a b/c d'\n"
+        said = done(*shlex.split(typed))
+    assert "\nPARITY PASS (64 of 64)\n" in said
 
 
 def test_two_commands_lead_from_a_policy_to_parity_on_the_emulated_board() -> None:

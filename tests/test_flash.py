@@ -53,7 +53,7 @@ def test_the_command_gets_its_words_and_the_firmware(tmp_path: Path) -> None:
     assert firmware.is_file()  # it was built
     assert not (tmp_path / "hacked").exists()
     assert said.startswith(f"flashed by: {tool} -t 'two words' ")
-    assert said.endswith(f"next: tinyrl-tvm micro test {folder} --port /dev/ttyX\n")
+    assert said.endswith(f"next: tinyrl-tvm micro test '{folder}' --port /dev/ttyX\n")
 
 
 @pytest.mark.parametrize(

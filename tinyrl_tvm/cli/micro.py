@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,7 @@ def create_verb(folder: Path, library: Path, platform: str, force: bool, options
     project = projects.create(ModelLibrary.load(library), folder, platform, dict(options), force)
     chosen = "".join(f", {name}={value}" for name, value in project.options.items() if value)
     say(f"wrote '{folder}': {project.interface.name} for {project.platform}{chosen}")
-    say(f"next: tinyrl-tvm micro build {folder}")
+    say(f"next: tinyrl-tvm micro build {shlex.quote(str(folder))}")
 
 
 @micro_verb.command("build", short_help="Build a project.")
@@ -140,7 +141,7 @@ def build_verb(folder: Path, as_json: bool) -> None:
     if memory:
         say_memory(memory)
     judge(memory)
-    say(f"next: tinyrl-tvm run --device micro {folder}")
+    say(f"next: tinyrl-tvm run --device micro {shlex.quote(str(folder))}")
 
 
 @micro_verb.command("flash", short_help="Flash a project by its platform's own tool.")
@@ -170,7 +171,8 @@ def flash_verb(folder: Path, port: str | None) -> None:
             say(f"for a board that is not emulated: {named}")
     else:
         say(f"flashed by: {command}")
-        say(f"next: tinyrl-tvm micro test {folder}{f' --port {port}' if port else ''}")
+        test = shlex.join(["tinyrl-tvm", "micro", "test", str(folder), *(["--port", port] if port else [])])
+        say(f"next: {test}")
 
 
 @micro_verb.command("test", short_help="Replay a project's test vectors on its board.")
