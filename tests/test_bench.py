@@ -191,6 +191,24 @@ def test_firmware_and_its_reference_run_where_the_farm_says(trained: Path) -> No
     assert boards == ["mps3-an547"] * 3  # the firmware, layer by layer, and the reference
 
 
+def test_a_firmware_on_a_serial_line_costs_what_it_does_beside_a_debugger(trained: Path, tmp_path: Path) -> None:
+    library = ModelLibrary.load(trained / "cartpole.tar")
+    projects.create(library, tmp_path / "serial", "baremetal", {"link": "uart"})
+    devices = [device_named(f"micro:{folder}", library) for folder in (trained / "project", tmp_path / "serial")]
+    by_debugger, by_uart = measure(library, devices).runs
+    assert by_uart.measured.parity == "PASS"
+    for serial, semihosting in (by_uart.measured, by_debugger.measured), (by_uart.portable, by_debugger.portable):
+        # a tick of the board's counter, 31.25 instructions, over the inferences that one count takes
+        assert serial.instructions_per_inference == pytest.approx(semihosting.instructions_per_inference, abs=0.5)
+
+
+def test_a_firmware_on_a_serial_line_is_for_no_farm(trained: Path, tmp_path: Path) -> None:
+    projects.create(ModelLibrary.load(trained / "cartpole.tar"), tmp_path / "serial", "baremetal", {"link": "uart"})
+    farm = ("--rpc-tracker", "127.0.0.1:1", "--rpc-key", "m55", "--device", f"micro:{tmp_path / 'serial'}")
+    sentence = "a project with link=uart does not run on a farm; create one with link=semihosting"
+    refuses(("bench", trained / "cartpole.tar", *farm), sentence, tmp_path)
+
+
 def test_a_project_for_another_core_stands_beside(trained: Path, tmp_path: Path) -> None:
     policy = POLICIES / "cartpole"
     options = ("--target", "cortex-m4", "--calibration", policy.with_suffix(".npz"))

@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -125,6 +126,15 @@ def read_actions(path: Path) -> np.ndarray:
 
 
 # ---- from a policy to a running firmware ----
+
+
+def test_the_next_line_can_be_typed_as_it_stands(p1: Path) -> None:
+    said = done("micro", "create", "a b/c d", p1 / "p1.tar", "host")
+    for verb in ("micro build", "run --device micro"):
+        typed = said.rpartition("\nnext: tinyrl-tvm ")[2]
+        assert typed == f"{verb} 'a b/c d'\n"
+        said = done(*shlex.split(typed))
+    assert "\nPARITY PASS (64 of 64)\n" in said
 
 
 def test_two_commands_lead_from_a_policy_to_parity_on_the_emulated_board() -> None:
@@ -256,7 +266,7 @@ def test_actions_on_every_device_are_those_of_predict(p1: Path) -> None:
 
 @on_every_device
 def test_without_observations_the_test_vectors_are_answered(device: str, p1: Path) -> None:
-    done(*devices(p1)[device], "-o", "actions.npz")
+    assert "\nwrote 'actions.npz'\n" in done(*devices(p1)[device], "-o", "actions.npz")
     np.testing.assert_array_equal(
         read_actions(Path("actions.npz")), ModelLibrary.load(p1 / "p1.tar").vectors()["expected"]
     )
@@ -689,6 +699,10 @@ RUNS = {
         ("nowhere.tar",),
         "no library at 'nowhere.tar'; 'tinyrl-tvm compile policy.onnx -o nowhere.tar' writes one",
     ),
+    "a policy that is no library yet": (
+        ("policy.onnx",),
+        "'policy.onnx' is a policy and no model library yet; 'tinyrl-tvm compile policy.onnx' makes one of it",
+    ),
     "no project": (("folder",), "no project in '{here}/folder'; 'tinyrl-tvm micro create' makes one"),
     "a folder for cpu": (
         ("folder", "--device", "cpu"),
@@ -709,6 +723,10 @@ RUNS = {
         ("{p1}", "-o", "nowhere/actions.npz"),
         "cannot write 'nowhere/actions.npz': No such file or directory; choose another output path",
     ),
+    "actions as a table": (
+        ("{p1}", "-o", "actions.csv"),
+        "-o writes a .npz without --closed-loop, not 'actions.csv'",
+    ),
     "actions over observations": (
         ("{p1}", "-i", "wide.npz", "-o", "wide.npz"),
         "cannot write 'wide.npz': it is to be read; choose another output path",
@@ -720,6 +738,7 @@ RUNS = {
 def test_what_cannot_be_run_is_one_sentence(case: str, tmp_path: Path, p1: Path) -> None:
     arguments, sentence = RUNS[case]
     Path("folder").mkdir()
+    Path("policy.onnx").write_bytes(b"\x08\x08")
     write_observations(Path("wide.npz"), np.ones((2, 5), np.float32))
     here = {"p1": p1 / "p1.tar", "here": tmp_path}
     assert_refused(("run", *(word.format(**here) for word in arguments)), sentence.format(**here), tmp_path)
@@ -943,4 +962,6 @@ def test_doctor_says_the_one_line_that_installs_the_rest(tmp_path: Path, monkeyp
 
 def test_only_what_is_needed_makes_doctor_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only_on_path(tmp_path / "bin", ["make", "cc", "arm-none-eabi-gcc", "qemu-system-arm"], monkeypatch)
-    assert "everything needed is here\noptional; install it: " in done("doctor")
+    said = done("doctor")
+    assert "everything needed is here\noptional; install it: " in said
+    assert {cell.strip() for cell in re.findall("missing[^│]*", said)} == {"missing, optional"}

@@ -78,6 +78,8 @@ def test_an_action_is_held_for_the_steps_of_a_tick(trained: Path, tmp_path: Path
     result = tinyrl(*run(trained, *LOOP, "--episodes", "1", "--tick-ms", "5", "--plot", tmp_path / "plot.svg"))
     assert "note: a tick of 5 ms is shorter than a step of CartPole-v1, 20 ms" in result.stderr
     assert "--policy FILE.onnx plays it" in result.stdout
+    assert " steps in 1 episode\n" in result.stdout
+    assert result.stdout.endswith(f"wrote '{tmp_path / 'plot.svg'}'\n")
     assert (tmp_path / "plot.svg").read_bytes().startswith(b"<?xml")
 
 
@@ -160,9 +162,14 @@ def test_no_matplotlib_comes_with_the_line_that_installs_it(
         ((*LOOP, "--print-time"), "--print-time does not go with --closed-loop"),
         (("--tick-ms", "20"), "--tick-ms goes with --closed-loop"),
         ((*LOOP, "--profile"), "--profile does not go with --closed-loop"),
+        ((*LOOP, "-o", "steps.npz"), "-o writes a .csv with --closed-loop, not 'steps.npz'"),
         ((*LOOP, "--plot", "plot.gif"), "cannot draw 'plot.gif'; have: .png, .svg"),
         ((*LOOP, "--policy", "nowhere.onnx"), "no policy at 'nowhere.onnx'"),
-        ((*LOOP, "--policy", POLICIES / "P1.onnx"), "is not the policy that"),
+        (
+            (*LOOP, "--policy", POLICIES / "P1.onnx"),
+            "P1.onnx' is not the policy that the library 'cartpole' was compiled",
+        ),
+        ((*LOOP, "--policy", POLICIES / "pendulum.onnx"), "pendulum.onnx' is not the policy that the library"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(options, sentence: str, tmp_path: Path) -> None:

@@ -400,7 +400,10 @@ def test_images_are_flattened() -> None:
 @pytest.mark.parametrize(
     ("arrays", "sentence"),
     [
-        ({"goal": np.zeros((2, 2))}, "no observations for arm/pose; 'reacher' takes arm/pose, goal, given: goal"),
+        (
+            {"goal": np.zeros((2, 2))},
+            "^no observations for 'arm/pose'; 'reacher' takes 'arm/pose', 'goal', given: 'goal'; name the arrays as the ",
+        ),
         ({"goal": np.zeros((2, 2)), "arm/pose": np.zeros((2, 4))}, r"'arm/pose' of shape \(2, 4\); 'reacher' takes 3"),
         ({"goal": np.zeros((2, 2)), "arm/pose": np.zeros((3, 3))}, r"'goal' of shape \(2, 2\); .* as many samples"),
         ({"goal": np.zeros(()), "arm/pose": np.zeros((3, 3))}, r"'goal' of shape \(\)"),
@@ -427,7 +430,7 @@ def test_pickled_observations_are_never_loaded(tmp_path: Path) -> None:
 
 def test_a_single_npy_array_is_named_as_no_npz(tmp_path: Path) -> None:
     np.save(tmp_path / "observations.npy", np.zeros((2, 3)))
-    with pytest.raises(TinyrlError, match=r"observations.npy' is not a .npz of numbers"):
+    with pytest.raises(TinyrlError, match=r"observations.npy' is not a .npz of numbers: File is not a zip file"):
         read_observations(tmp_path / "observations.npy", PENDULUM)
 
 

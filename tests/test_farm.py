@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -361,3 +362,19 @@ def test_a_host_beyond_loopback_is_warned_of(monkeypatch: pytest.MonkeyPatch) ->
         "note: 0.0.0.0 is not loopback: whoever reaches it can run programs here, without a password\nstopped here\n"
     )
     assert sentence_of("rpc-tracker") == "stopped here\n"
+
+
+def test_a_tracker_stopped_on_its_way_up_leaves_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, unraisable = [], []
+
+    def stop(worker: Any) -> None:
+        started.append(worker)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tvm.rpc.tracker.PopenWorker.recv", stop)
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    with pytest.raises(KeyboardInterrupt):
+        start_tracker("127.0.0.1", free_port())
+    gc.collect()
+    assert not unraisable
+    assert [worker.is_alive() for worker in started] == [False]

@@ -53,7 +53,7 @@ def test_the_command_gets_its_words_and_the_firmware(tmp_path: Path) -> None:
     assert firmware.is_file()  # it was built
     assert not (tmp_path / "hacked").exists()
     assert said.startswith(f"flashed by: {tool} -t 'two words' ")
-    assert said.endswith(f"next: tinyrl-tvm micro test {folder} --port /dev/ttyX\n")
+    assert said.endswith(f"next: tinyrl-tvm micro test '{folder}' --port /dev/ttyX\n")
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,20 @@ def test_a_command_with_a_port_wants_one(built: Project) -> None:
 def test_what_is_emulated_is_not_flashed(built: Project) -> None:
     said = done("micro", "flash", built.folder)
     assert said.startswith(f"nothing to flash: 'tinyrl-tvm run --device micro {built.folder}' starts it\n")
+
+
+@pytest.mark.parametrize(
+    ("platform", "would_do"),
+    [
+        ("baremetal", "; micro create --project-option 'flash_command=pyocd flash {elf}' names one"),
+        ("host", ""),
+    ],
+)
+def test_a_board_that_nothing_flashes_is_not_taken_for_flashed(platform: str, would_do: str, tmp_path: Path) -> None:
+    folder = create(cartpole(), tmp_path / "project", platform).folder
+    assert refused("micro", "flash", folder, "--port", "/dev/ttyX") == (
+        f"nothing was flashed to '/dev/ttyX': the project in '{folder}' has no tool for it{would_do}\n"
+    )
 
 
 OWN = {
@@ -182,6 +196,13 @@ def test_test_asks_the_board_at_the_port(tmp_path: Path) -> None:
         assert "PASS (64 of 64)" in said
         assert " ticks" in said
     assert "no serial port '/dev/ttyNOT'" in refused("micro", "test", project.folder, "--port", "/dev/ttyNOT")
+
+
+def test_a_project_of_this_version_that_names_no_board_is_damaged(tmp_path: Path) -> None:
+    path = create(cartpole(), tmp_path / "project", "baremetal").folder / PROJECT_FILE
+    path.write_text(path.read_text().replace('"mps3-an547"', '"stm32"'))
+    with pytest.raises(TinyrlError, match=r"tinyrl_project.json' is damaged: no board 'stm32'; have: .*; create the"):
+        load(tmp_path / "project")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +18,7 @@ from test_cli import tinyrl
 
 from tinyrl_tvm.cli.contract import judge, say_memory, say_painted
 from tinyrl_tvm.device import micro
-from tinyrl_tvm.device.elf import cost_of_policy
+from tinyrl_tvm.device.elf import cost_of_policy, footprint
 from tinyrl_tvm.device.map_file import placed_sections
 from tinyrl_tvm.device.memory import measure
 from tinyrl_tvm.device.stack_usage import deepest_call
@@ -314,6 +316,23 @@ def test_a_stack_that_its_calls_do_not_bound_is_a_note_without_a_budget(
 
 
 # ---- the map, the call graph, the machine code ----
+
+
+@pytest.mark.parametrize("board", ["mps3-an547", "microbit"])
+def test_strings_that_the_linker_found_elsewhere_take_no_room(board: str, tmp_path: Path) -> None:
+    library = compile_model(dense_policy((4, 8, 2)), tmp_path, target="portable").library
+    _, empty = build(create(library, tmp_path / "project", "baremetal", {"board": board, "link": "uart"})).products
+    assert 0 in _sizes_on_the_map(empty.with_suffix(".map"))
+    placed = placed_sections(empty.with_suffix(".map"), empty)
+    assert sum(section.n_bytes for section in placed if section.in_flash) == footprint(empty).flash_bytes
+
+
+def _sizes_on_the_map(path: Path) -> list[int]:
+    """Bytes from each section of strings to whatever follows it."""
+    text = path.read_text().partition("Linker script and memory map\n")[2]
+    sections = re.findall(r"^ (\S+)\s+0x([0-9a-f]+)\s+0x[0-9a-f]+(?: |$)", text, re.MULTILINE)
+    pairs = itertools.pairwise(sections)
+    return [int(after, 16) - int(address, 16) for (name, address), (_, after) in pairs if ".str1." in name]
 
 
 def test_a_map_that_does_not_add_up_is_refused(tmp_path: Path, p1: BuiltProject) -> None:

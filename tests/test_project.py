@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -252,7 +256,11 @@ def test_every_option_has_a_default_among_its_choices() -> None:
 
 def test_a_library_for_another_core_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TARGETS, "cortex-m4", Target("cortex-m4", "Arm Cortex-M4", kernels="dsp", guard="1"))
-    with pytest.raises(TinyrlError, match=r"compiled for 'cortex-m4', the board 'mps3-an547' has a 'cortex-m55'"):
+    sentence = (
+        r"compiled for 'cortex-m4', the board 'mps3-an547' has a 'cortex-m55'; "
+        r"choose --project-option board=mps2-an386, or compile the policy with --target cortex-m55$"
+    )
+    with pytest.raises(TinyrlError, match=sentence):
         create(cartpole(target="cortex-m4"), tmp_path / "project", "baremetal")
 
 
@@ -373,7 +381,7 @@ def test_load_refuses_what_is_no_project(tmp_path: Path) -> None:
 def test_load_refuses_a_damaged_project(text: str, tmp_path: Path) -> None:
     create(cartpole(), tmp_path / "project", "host")
     (tmp_path / "project" / projects.PROJECT_FILE).write_text(text, encoding="latin-1")
-    with pytest.raises(TinyrlError, match=r"is damaged .*; create the project again with -f"):
+    with pytest.raises(TinyrlError, match=r"is damaged \([^()]*(\(char \d+\))?\); create the project again with -f"):
         load(tmp_path / "project")
 
 
@@ -574,6 +582,31 @@ def test_code_that_does_not_compile_is_one_sentence(platform: str, tmp_path: Pat
         TinyrlError, match=r"the build failed: policy/src/cartpole_policy.c:2:\d+: error: .*; run 'make' in"
     ):
         build(project)
+
+
+def test_a_second_build_says_that_it_waits_for_the_first(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    project = create(cartpole(), tmp_path / "project", "host")
+    with ThreadPoolExecutor() as pool, held(project.folder):
+        second = pool.submit(build, project)
+        said = ""
+        while not (said := said + capfd.readouterr().err):
+            assert not second.done()
+            time.sleep(0.01)
+    assert said == f"another build is at work in '{project.folder}'; this one waits for it\n"
+    assert all(product.is_file() for product in second.result().products)
+    build(project)
+    assert capfd.readouterr().err == ""
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """As long as another build of it would take."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def only_on_path(folder: Path, programs: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,10 @@ class ModelLibrary:
             with tarfile.open(path, mode="r:") as archive:
                 files = _read_members(archive, path)
         except (tarfile.TarError, EOFError, OSError) as error:
+            if path.suffix.lower() == ".onnx":
+                raise TinyrlError(
+                    f"'{path}' is a policy and no model library yet; 'tinyrl-tvm compile {path}' makes one of it"
+                ) from None
             raise TinyrlError(f"'{path}' is not a model library: {error}") from None
         if "metadata.json" not in files:
             raise TinyrlError(f"'{path}' is not a model library: it has no metadata.json")

@@ -8,7 +8,6 @@ micro:DIR    a project on what its platform is made for; beside it, on a bare-me
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 import tempfile
 import time
@@ -20,7 +19,7 @@ from typing import Any
 from tinyrl_tvm import project as projects
 from tinyrl_tvm.bench.pedigree import Pedigree
 from tinyrl_tvm.device import host, memory, micro, qemu
-from tinyrl_tvm.device.closed_loop import ClosedLoop, close_loop
+from tinyrl_tvm.device.closed_loop import ClosedLoop, close_loop, refuse_another_policy
 from tinyrl_tvm.device.elf import Footprint, footprint
 from tinyrl_tvm.device.emulator import Emulate, emulate
 from tinyrl_tvm.device.measurement import FAIL, PASS, Measurement, WallTime
@@ -195,7 +194,7 @@ def measure(
     the float policy's returns. Raises TinyrlError."""
     pedigree = Pedigree.of(library)
     if policy is not None:
-        _check_policy(policy, library)
+        refuse_another_policy(policy, library)
     players = [device for device in devices if device.project is not None and device.project.platform == "baremetal"]
     if loop is not None and not players:
         raise TinyrlError(
@@ -260,7 +259,10 @@ def _tools(project: Project) -> tuple[str, ...]:
 
 def _measured(project: Project, emulate: Emulate, profiled: bool = False) -> Measurement:
     projects.ensure_built(project)
-    if micro.RUNS.get(project.platform) is qemu.run:
+    by_semihosting = (
+        project.options.get("link") != "uart"
+    )  # without it a firmware serves its serial line and never ends
+    if micro.RUNS.get(project.platform) is qemu.run and by_semihosting:
         profiled = profiled and project.platform in micro.PROFILED
         return qemu.run(project, profiled=profiled, emulate=emulate)
     return micro.run(project, timed=True)
@@ -287,15 +289,6 @@ def _firmware(project: Project, measured: Measurement) -> Firmware:
     contract = memory.measure(built)
     painted = contract.with_painted(measured.stack_bytes) if contract else None
     return Firmware(project.board, whole, whole - empty, measured.stack_bytes, painted)
-
-
-def _check_policy(path: Path, library: ModelLibrary) -> None:
-    from tinyrl_tvm.frontends.onnx.file import read_bounded
-
-    if not path.is_file():
-        raise TinyrlError(f"no policy at '{path}'; give the .onnx that the library was compiled from")
-    if hashlib.sha256(read_bounded(path)).hexdigest() != Pedigree.of(library).sha256:
-        raise TinyrlError(f"'{path}' is not the policy that the library '{library.name}' was compiled from")
 
 
 def _onnxruntime_time(path: Path, interface: Interface, vectors: Vectors) -> WallTime | None:

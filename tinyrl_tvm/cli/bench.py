@@ -70,12 +70,17 @@ def bench_verb(
         raise TinyrlError("a farm takes both: --rpc-tracker HOST:PORT and --rpc-key KEY")
     from tinyrl_tvm.bench.measure import CPU, Loop, device_named, measure
     from tinyrl_tvm.device.farm import emulator
+    from tinyrl_tvm.device.micro import refuse_uart
     from tinyrl_tvm.library import ModelLibrary, write_whole
 
     library = ModelLibrary.load(library_path)
     named = [device_named(name, library) for name in devices or (CPU,)]
     if rpc_tracker and all(device.project is None for device in named):
         raise TinyrlError("--rpc-tracker runs firmware; give a project, --device micro:DIR")
+    if rpc_tracker:
+        for device in named:
+            if device.project is not None:
+                refuse_uart(device.project, "does not run on a farm")
     if output_file is not None:
         from tinyrl_tvm.bench.plots import need_matplotlib
 

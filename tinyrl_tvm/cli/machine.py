@@ -82,7 +82,10 @@ def doctor_verb(ctx: click.Context, as_json: bool) -> None:
             }
         )
     else:
-        rows = [(entry.tool.name, entry.tool.purpose, entry.path or "missing", entry.version or "") for entry in found]
+        rows = [
+            (entry.tool.name, entry.tool.purpose, entry.path or _missing(entry.tool), entry.version or "")
+            for entry in found
+        ]
         say_table("tools", ("tool", "what it does", "path", "version"), rows)
         optional = [tool for tool in missing if tool.optional and tool.packages]
         say(f"missing; install it: {_install_line(required)}" if required else "everything needed is here")
@@ -90,6 +93,10 @@ def doctor_verb(ctx: click.Context, as_json: bool) -> None:
             say(f"optional; install it: {_install_line(optional)}")
     if required:
         ctx.exit(1)
+
+
+def _missing(tool: Tool) -> str:
+    return "missing, optional" if tool.optional else "missing"
 
 
 def _install_line(tools: list[Tool]) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import click
 from tinyrl_tvm.cli.console import json_option, progress, say, say_json, say_table
 from tinyrl_tvm.cli.contract import judge, memory_of, say_memory, say_painted
 from tinyrl_tvm.cli.run import BAUD
+from tinyrl_tvm.errors import TinyrlError
 
 if TYPE_CHECKING:
     from tinyrl_tvm.device.measurement import Measurement
@@ -64,7 +66,7 @@ def micro_verb() -> None:
     """From a model library to a project, to firmware, to a board that is right. `run --device micro DIR` asks it."""
 
 
-@micro_verb.command("create", cls=TakesProjectOptions)
+@micro_verb.command("create", cls=TakesProjectOptions, short_help="Write a project for a platform to a new folder.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("library", metavar="LIBRARY.tar", type=click.Path(path_type=Path))
 @click.argument("platform")
@@ -91,10 +93,10 @@ def create_verb(folder: Path, library: Path, platform: str, force: bool, options
     project = projects.create(ModelLibrary.load(library), folder, platform, dict(options), force)
     chosen = "".join(f", {name}={value}" for name, value in project.options.items() if value)
     say(f"wrote '{folder}': {project.interface.name} for {project.platform}{chosen}")
-    say(f"next: tinyrl-tvm micro build {folder}")
+    say(f"next: tinyrl-tvm micro build {shlex.quote(str(folder))}")
 
 
-@micro_verb.command("build")
+@micro_verb.command("build", short_help="Build a project.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @json_option
 def build_verb(folder: Path, as_json: bool) -> None:
@@ -139,10 +141,10 @@ def build_verb(folder: Path, as_json: bool) -> None:
     if memory:
         say_memory(memory)
     judge(memory)
-    say(f"next: tinyrl-tvm run --device micro {folder}")
+    say(f"next: tinyrl-tvm run --device micro {shlex.quote(str(folder))}")
 
 
-@micro_verb.command("flash")
+@micro_verb.command("flash", short_help="Flash a project by its platform's own tool.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--port", metavar="TTY", help="Where the board is, as /dev/ttyACM0, for tools that want to be told.")
 def flash_verb(folder: Path, port: str | None) -> None:
@@ -158,15 +160,22 @@ def flash_verb(folder: Path, port: str | None) -> None:
         projects.ensure_built(project)
         command = projects.flash(project, port)
     if command is None:
+        named = "micro create --project-option 'flash_command=pyocd flash {elf}'"
+        if port is not None:  # somebody has a board there, and would take exit status 0 for a board that was flashed
+            would_do = f"; {named} names one" if project.platform == "baremetal" else ""
+            raise TinyrlError(
+                f"nothing was flashed to '{port}': the project in '{folder}' has no tool for it{would_do}"
+            )
         say(f"nothing to flash: 'tinyrl-tvm run --device micro {folder}' starts it")
         if project.platform == "baremetal":
-            say("for a board that is not emulated: micro create --project-option 'flash_command=pyocd flash {elf}'")
+            say(f"for a board that is not emulated: {named}")
     else:
         say(f"flashed by: {command}")
-        say(f"next: tinyrl-tvm micro test {folder}{f' --port {port}' if port else ''}")
+        test = shlex.join(["tinyrl-tvm", "micro", "test", str(folder), *(["--port", port] if port else [])])
+        say(f"next: {test}")
 
 
-@micro_verb.command("test")
+@micro_verb.command("test", short_help="Replay a project's test vectors on its board.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--port", metavar="TTY", help="The board is at this serial port, as /dev/ttyACM0, and flashed.")
 @click.option("--baud", type=click.IntRange(1), default=BAUD, show_default=True, help="With --port.")

@@ -151,6 +151,10 @@ def run_verb(
     _refuse_at_odds(ctx, device)
     board_port = _port(port, baud)
     if outputs is not None:
+        kind = ".csv" if closed_loop else ".npz"
+        if outputs.suffix.lower() != kind:
+            where = "with" if closed_loop else "without"
+            raise TinyrlError(f"-o writes a {kind} {where} --closed-loop, not '{outputs.name}'")
         refuse_unwritable(outputs, inputs, policy, path)
     if closed_loop:
         assert environment is not None
@@ -178,6 +182,7 @@ def run_verb(
         _say(measured, print_time)
         if memory:
             say_painted(memory)
+        _say_written(outputs)
     if measured.parity != "PASS":
         ctx.exit(1)
     judge(memory)
@@ -308,11 +313,13 @@ def _closed_loop(
     if ticks_ms:
         _say_ticks(loops)
     said = loop.to_json(control_hz)
-    say(f"device: {loop.device}, {environment}, {said['steps']:,} steps in {episodes:,} episodes")
+    say(f"device: {loop.device}, {environment}, {said['steps']:,} steps in {_episodes(episodes)}")
     say(f"mean return: {said['mean_return']:,.2f}")
     if loop.float_returns is not None:
         ahead = sum(a >= b for a, b in zip(loop.returns, loop.float_returns, strict=True))
-        say(f"float policy's mean return: {said['float_mean_return']:,.2f}; no worse in {ahead} of {episodes} episodes")
+        say(
+            f"float policy's mean return: {said['float_mean_return']:,.2f}; no worse in {ahead} of {_episodes(episodes)}"
+        )
     else:
         say("float policy's mean return: n/a (a library carries no float policy; --policy FILE.onnx plays it)")
     counts = ", ".join(f"{'max' if p == 100 else f'p{p}'} {count:,.0f}" for p, count in loop.percentiles.items())
@@ -325,6 +332,11 @@ def _closed_loop(
         )
     if said["nonzero_statuses"]:
         say(f"nonzero status for {said['nonzero_statuses']:,} of {said['steps']:,} observations")
+    _say_written(outputs, plot)
+
+
+def _episodes(n: int) -> str:
+    return f"{n:,} episode{'' if n == 1 else 's'}"
 
 
 def _say_ticks(loops: list[ClosedLoop]) -> None:
@@ -343,6 +355,12 @@ def _say_ticks(loops: list[ClosedLoop]) -> None:
         period = f"{loop.steps_per_action} x {loop.dt_ms:g} ms"
         rows.append((f"{loop.tick_ms:g}", period, f"{mean:,.2f}", "n/a" if by_float is None else f"{by_float:,.2f}"))
     say_table("by tick", ("tick, ms", "an action is held for", "mean return", "float policy's"), rows)
+
+
+def _say_written(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None:
+            say(f"wrote '{path}'")
 
 
 def _write_actions(path: Path, actions: np.ndarray) -> None:

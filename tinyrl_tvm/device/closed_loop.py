@@ -14,6 +14,7 @@ and its action is held in between, as a controller holds it.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from tinyrl_tvm.device.connection import Counters, board_of, connected
 from tinyrl_tvm.device.serial_line import Port
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.interface import Interface
+from tinyrl_tvm.library import ModelLibrary
 from tinyrl_tvm.project import Project
 
 if TYPE_CHECKING:
@@ -234,11 +236,8 @@ def float_policy(path: Path, project: Project) -> Act:
     from tinyrl_tvm.frontends import onnx
 
     interface = project.interface
-    if not path.is_file():
-        raise TinyrlError(f"no policy at '{path}'; give the .onnx that the library was compiled from")
+    refuse_another_policy(path, project.library)
     policy = onnx.load(path, interface.action_name)
-    if policy.sha256 != project.library.interface.get("sha256"):
-        raise TinyrlError(f"'{path}' is not the policy that '{project.folder}' was compiled from")
     actor, _ = run_passes(policy.module, [PruneCritic(policy.action_index)])
     shapes = {tensor.name: tensor.shape for tensor in policy.inputs}
 
@@ -250,6 +249,16 @@ def float_policy(path: Path, project: Project) -> Act:
         return np.asarray(evaluate(actor, *parts, dtype=np.float64)).reshape(-1).astype(interface.action_dtype)
 
     return act
+
+
+def refuse_another_policy(path: Path, library: ModelLibrary) -> None:
+    """Raises TinyrlError unless `library` was compiled from `path`, of which nothing but its bytes is looked at."""
+    from tinyrl_tvm.frontends.onnx.file import read_bounded
+
+    if not path.is_file():
+        raise TinyrlError(f"no policy at '{path}'; give the .onnx that the library was compiled from")
+    if hashlib.sha256(read_bounded(path)).hexdigest() != library.interface.get("sha256"):
+        raise TinyrlError(f"'{path}' is not the policy that the library '{library.name}' was compiled from")
 
 
 def _episode(env: gymnasium.Env, interface: Interface, act: Act, seed: int, noise: float, hold: int) -> list[float]:

@@ -263,8 +263,15 @@ def start_tracker(host: str, port: int) -> Any:
     except ImportError:
         raise TinyrlError("the tracker needs tornado: pip install 'tinyrl-tvm[tune]'") from None
 
+    class Stoppable(TvmTracker):
+        def __del__(self) -> None:
+            if hasattr(self, "host"):
+                super().__del__()
+            elif hasattr(self, "proc"):  # stopped on its way up: TVM's own would ask it to end, at an address it lacks
+                self.proc.kill()
+
     _refuse_taken(host, port)
-    return TvmTracker(host=host, port=port, port_end=port + 1, silent=True)
+    return Stoppable(host=host, port=port, port_end=port + 1, silent=True)
 
 
 def start_server(host: str, tracker: Tracker, key: str, board: Board, emulate: Emulate) -> Any:

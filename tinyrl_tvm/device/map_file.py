@@ -14,18 +14,20 @@ A map is trusted only as far as it adds up to the sections of the ELF file it be
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tinyrl_tvm.device.elf import sections
 from tinyrl_tvm.errors import TinyrlError
 
 _BEGIN = "Linker script and memory map"
 _OUTPUT = re.compile(r"([.\w]\S*)(?:\s+0x[0-9a-f]+\s+0x[0-9a-f]+.*)?")
-_INPUT = re.compile(r" (\*fill\*|[.\w]\S*)\s+0x[0-9a-f]+\s+0x([0-9a-f]+)(?: (.*))?")
+_INPUT = re.compile(r" (\*fill\*|[.\w]\S*)\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)(?: (.*))?")
 _LONG_NAME = re.compile(r" [.\w]\S*")
 ELSEWHERE = "the linker script"
 PADDING = "*fill*"
@@ -41,6 +43,17 @@ class Placed:
     n_bytes: int
     in_flash: bool
     in_ram: bool
+
+
+class _Line(NamedTuple):
+    output: str
+    name: str
+    address: int
+    n_bytes: int
+    origin: str
+
+
+_END = _Line("", "", 0, 0, "")
 
 
 def placed_sections(map_path: Path, elf_path: Path) -> tuple[Placed, ...]:
@@ -64,21 +77,31 @@ def placed_sections(map_path: Path, elf_path: Path) -> tuple[Placed, ...]:
 
 def _entries(text: str) -> Iterator[tuple[str, str, int, str]]:
     """(output section, input section, bytes, object)."""
+    padding = 0
+    for line, after in itertools.pairwise([*_lines(text), _END]):
+        n_bytes = line.n_bytes
+        if after.output == line.output:  # strings that the linker found in another section are listed, and take no room
+            n_bytes = min(n_bytes, after.address - line.address)
+        if line.name == PADDING:
+            padding += n_bytes
+        elif n_bytes:
+            yield line.output, line.name, n_bytes, line.origin
+            if padding:
+                yield line.output, PADDING, padding, line.origin
+            padding = 0
+        if after.output != line.output:
+            padding = 0
+
+
+def _lines(text: str) -> Iterator[_Line]:
+    """Of input sections and padding that are not empty."""
     lines = iter(text.partition(f"{_BEGIN}\n")[2].splitlines())
-    output, padding = "", 0
+    output = ""
     for line in lines:
         if match := _OUTPUT.fullmatch(line):
-            output, padding = match[1], 0
+            output = match[1]
             continue
         whole = line + next(lines, "") if _LONG_NAME.fullmatch(line) else line
         match = _INPUT.fullmatch(whole)
-        if match is None:
-            continue
-        if match[1] == PADDING:
-            padding += int(match[2], 16)
-        elif n_bytes := int(match[2], 16):
-            origin = match[3] or ELSEWHERE
-            yield output, match[1], n_bytes, origin
-            if padding:
-                yield output, PADDING, padding, origin
-            padding = 0
+        if match and (n_bytes := int(match[3], 16)):
+            yield _Line(output, match[1], int(match[2], 16), n_bytes, match[4] or ELSEWHERE)

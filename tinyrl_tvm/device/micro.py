@@ -79,16 +79,17 @@ def refuse_unprofiled(project: Project) -> None:
         raise TinyrlError(
             f"a project of '{project.platform}' cannot be measured layer by layer; have: {', '.join(PROFILED)}"
         )
-    _refuse_uart(project, "cannot be measured layer by layer")
+    refuse_uart(project, "cannot be measured layer by layer")
 
 
 def refuse_without_firmware(project: Project) -> None:
     """Raises TinyrlError for a platform whose program no server of a farm can run."""
     if project.platform not in ON_A_FARM:
         raise TinyrlError(f"a project of '{project.platform}' does not run on a farm; have: {', '.join(ON_A_FARM)}")
-    _refuse_uart(project, "does not run on a farm")
+    refuse_uart(project, "does not run on a farm")
 
 
-def _refuse_uart(project: Project, why_not: str) -> None:
+def refuse_uart(project: Project, why_not: str) -> None:
+    """Raises TinyrlError for a project that talks over a serial line."""
     if project.options.get("link") == "uart":
         raise TinyrlError(f"a project with link=uart {why_not}; create one with link=semihosting")

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ def read_observations(path: Path, interface: Interface) -> np.ndarray:
     """A .npz with one array an input, named as the input, samples along the first axis. A policy with a single input
     takes a single array of any name."""
     try:
-        with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:  # numpy takes more than a .npz
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise TinyrlError(f"no observations at '{path}'") from None
@@ -36,8 +37,8 @@ def joined(interface: Interface, arrays: Mapping[str, np.ndarray]) -> np.ndarray
         return observation_rows(interface, _flat(next(iter(arrays.values()))))
     if missing := [name for name in wanted if name not in arrays]:
         raise TinyrlError(
-            f"no observations for {', '.join(missing)}; '{interface.name}' takes {', '.join(wanted)}, "
-            f"given: {', '.join(arrays) or 'nothing'}"
+            f"no observations for {_quoted(missing)}; '{interface.name}' takes {_quoted(wanted)}, "
+            f"given: {_quoted(arrays) or 'nothing'}; name the arrays as the inputs are"
         )
     columns = [_flat(np.asarray(arrays[name])) for name in wanted]
     for tensor, column in zip(interface.inputs, columns, strict=True):
@@ -63,6 +64,10 @@ def observation_rows(interface: Interface, observations: np.ndarray) -> np.ndarr
         )
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which the policy answers with a status
         return np.ascontiguousarray(rows, np.float32)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
 
 
 def _flat(array: np.ndarray) -> np.ndarray:

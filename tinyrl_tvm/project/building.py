@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +94,12 @@ def _one_build_at_a_time(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise TinyrlError(f"cannot build in '{folder}': {error.strerror}") from None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # released when the handle closes, also when we are killed
-        yield
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # somebody who waits without a word looks as if he hung
+            print(f"another build is at work in '{folder}'; this one waits for it", file=sys.stderr, flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield  # released when the handle closes, also when we are killed
     finally:
         os.close(handle)
 
@@ -113,9 +118,10 @@ def _build_error(project: Project, log: str) -> TinyrlError:
     log = re.sub(r"CMake Error at .*:\n\s*", "error: ", log)  # CMake says where on one line and what on the next
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     telling = [line for line in lines if "error:" in line or "cannot find" in line] or lines[-1:] or ["it said nothing"]
-    told = re.sub(r"^\S+:\d+: \*\*\* (.*)\.  Stop\.$", r"\1", telling[0])  # an error of a Makefile's own
+    if of_a_makefile := re.match(r"^\S+:\d+: \*\*\* (.*)\.  Stop\.$", telling[0]):
+        return TinyrlError(f"the build failed: {of_a_makefile[1]}")  # its own error: there is no more to see
     command = " ".join(_command(project))
-    return TinyrlError(f"the build failed: {told}; run '{command}' in '{project.folder}' to see all of it")
+    return TinyrlError(f"the build failed: {telling[0]}; run '{command}' in '{project.folder}' to see all of it")
 
 
 def _why_it_does_not_fit(board: Board, log: str) -> str | None:

@@ -54,7 +54,8 @@ def load(folder: Path) -> Project:
         version, name, options = record["format"], record["platform"], dict(record["options"])
         made_by = record.get("tinyrl_tvm")
     except (ValueError, KeyError, TypeError) as error:
-        raise TinyrlError(f"'{path}' is damaged ({error!r}); create the project again with -f") from None
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise TinyrlError(f"'{path}' is damaged ({reason}); create the project again with -f") from None
     if version != PROJECT_FORMAT:
         raise TinyrlError(
             f"'{path}' is of format {version!r}, this tinyrl-tvm reads {PROJECT_FORMAT}; "
@@ -64,8 +65,6 @@ def load(folder: Path) -> Project:
         platform = platform_named(name)
         chosen = platform.complete(options)
     except TinyrlError as error:
-        raise TinyrlError(
-            f"'{path}' is of tinyrl-tvm {made_by}, this is {__version__}: {str(error).rstrip('.')}; "
-            "create the project again with -f"
-        ) from None
+        why = "is damaged" if made_by == __version__ else f"is of tinyrl-tvm {made_by}, this is {__version__}"
+        raise TinyrlError(f"'{path}' {why}: {str(error).rstrip('.')}; create the project again with -f") from None
     return Project(folder, platform.name, chosen, ModelLibrary.load(folder / platform.layout.model))

@@ -88,9 +88,12 @@ def _project_files(library: ModelLibrary, platform: Platform, options: Options) 
 def _refuse_another_core(interface: Interface, platform: Platform, options: Options) -> None:
     target = platform.target(options)
     if target is not None and interface.target != target and TARGETS[interface.target].guard is not None:
+        name, choices = platform.options[0].name, platform.options[0].choices
+        fit = [choice for choice in choices if platform.target({**options, name: choice}) == interface.target]
+        choose = f"choose --project-option {name}={fit[0]}, or " if fit else ""
         raise TinyrlError(
             f"the library is compiled for '{interface.target}', {platform.place(options)} has a '{target}'; "
-            f"compile the policy with --target {target}"
+            f"{choose}compile the policy with --target {target}"
         )
 
 
