@@ -20,6 +20,11 @@ def doubling_high_multiply(value: Any, multiplier: Any) -> Any:
     return T.Cast("int32", T.shift_right(product + T.int64(1 << 30), T.int64(31)))
 
 
+def high_multiply(value: Any, multiplier: Any) -> Any:
+    """floor(value * multiplier / 2^31)."""
+    return T.Cast("int32", T.shift_right(T.Cast("int64", value) * T.Cast("int64", multiplier), T.int64(31)))
+
+
 def doubling_high_multiply_unsigned(value: Any, multiplier: Any) -> Any:
     """The same number, by a product of unsigned numbers, for vectors that have no other.
 

@@ -14,6 +14,7 @@ from tvm.target.codegen import llvm_lookup_intrinsic_id
 
 _VMLADAVA = llvm_lookup_intrinsic_id("llvm.arm.mve.vmldava")
 _VQRDMULH = llvm_lookup_intrinsic_id("llvm.arm.mve.vqrdmulh")
+_VQDMULH = llvm_lookup_intrinsic_id("llvm.arm.mve.vqdmulh")
 _VQDMLAH = llvm_lookup_intrinsic_id("llvm.arm.mve.vqdmlah")
 _VSHRN = llvm_lookup_intrinsic_id("llvm.arm.mve.vshrn")
 _VQMOVN = llvm_lookup_intrinsic_id("llvm.arm.mve.vqmovn")
@@ -36,6 +37,11 @@ def vmladava(accumulator: Any, codes: Any, weight: Any) -> Any:
 def vqrdmulh(value: Any, multiplier: Any) -> Any:
     """`vqrdmulh.s32`: (2 * value * multiplier + 2^31) >> 32, saturated; four int32 lanes."""
     return _call(_VQRDMULH, "int32x4", value, multiplier)
+
+
+def vqdmulh(value: Any, multiplier: Any) -> Any:
+    """`vqdmulh.s32`: 2 * value * multiplier >> 32, saturated; four int32 lanes."""
+    return _call(_VQDMULH, "int32x4", value, multiplier)
 
 
 def ties_away(value: Any) -> Any:
