@@ -266,10 +266,12 @@ class DenseCodes:
             weight = T.arg("weight", T.Buffer(shape, str(self.weight.dtype), elem_offset=-layout.origin))
             per_output = 1 if self.multiplier is None else 2
             requant = T.arg("requant", T.Buffer((blocks, odd, pair, per_output, lanes), "int32"))
-            table = None
+            table: Any = None
             if self.table is not None:
                 table = T.arg("table", T.Buffer(self.table.shape, str(self.table.dtype)))
             y = T.arg("out", T.Buffer((blocks, lanes, pair, odd), self.writes))
+            interpolated = interpolates(self)
+            read_at = IRBuilder.name("read_at", T.sblock_alloc_buffer(y.shape, self.writes)) if interpolated else y
             acc = IRBuilder.name("acc", T.sblock_alloc_buffer(layout.group, "int32"))
             scaled = IRBuilder.name("scaled", T.sblock_alloc_buffer(layout.group, "int32"))
             with T.grid(*layout.group, chunks, chunk) as loops, T.sblock("accumulate"):
@@ -286,10 +288,17 @@ class DenseCodes:
                 T.buffer_store(scaled, value, [b, o, p, l])
             with T.grid(*layout.group) as loops, T.sblock("narrow"):
                 b, o, p, l = T.axis.remap("SSSS", _named("bopl", loops))
-                if table is not None:
-                    T.reads(scaled[b, o, p, l], table[0 : len(self.entries())])
+                if table is not None and not interpolated:
+                    T.reads(scaled[b, o, p, l], table[0:256])
                     T.writes(y[b, l, p, o])
-                T.buffer_store(y, self.narrow(scaled[b, o, p, l], table), [b, l, p, o])
+                T.buffer_store(read_at, self.narrow(scaled[b, o, p, l], table), [b, l, p, o])
+            if interpolated:
+                with T.grid(*layout.group) as loops, T.sblock("interpolate"):
+                    b, o, p, l = T.axis.remap("SSSS", _named("bopl", loops))
+                    T.reads(read_at[b, l, p, o], table[0:257])
+                    T.writes(y[b, l, p, o])
+                    value = interpolate(table, T.Cast("int32", read_at[b, l, p, o]))
+                    T.buffer_store(y, T.Cast("int16", value), [b, l, p, o])
         return builder.get()
 
 
@@ -473,7 +482,7 @@ class DenseHead:
             high = doubling_high_multiply(total, arrays["multiplier"][v])
             if answer.shift > 0:
                 high = ties_away(high)
-            code = clamp(rounding_shift_right(high, answer.shift), -32768, 32767)
+            code = T.bind(clamp(rounding_shift_right(high, answer.shift), -32768, 32767))
             value = T.Cast("float32", interpolate(arrays["table"], code) + arrays["offset"][v]) * arrays["scale"][v]
         elif isinstance(answer, ToFloat):
             value = T.Cast("float32", total) * arrays["scale"][v]
@@ -600,8 +609,7 @@ class DenseInt16(DenseCodes):
         return T.Cast("int32", T.shift_right(product + T.int64((1 << self.shift) >> 1), T.int64(self.shift)))
 
     def narrow(self, scaled: Any, table: Any) -> Any:
-        code = self.code(scaled)
-        return T.Cast("int16", code if table is None else interpolate(table, code))
+        return T.Cast("int16", self.code(scaled))
 
 
 @dataclass(frozen=True)
@@ -616,6 +624,11 @@ class HeadOfInt16(DenseHead):
     """The last dense layer of int16 codes."""
 
     reads: ClassVar[str] = "int16"
+
+
+def interpolates(kernel: DenseCodes) -> bool:
+    """Whether codes are read between two entries of a table, a step of its own."""
+    return kernel.table is not None and kernel.writes == "int16"
 
 
 Kernel = Quantize | Clamp | DenseCodes | DenseHead | DenseFloat | Softmax | SoftmaxCodes

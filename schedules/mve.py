@@ -19,6 +19,7 @@ from tvm.script.ir_builder import tirx as T
 
 from schedules import mve_float, portable
 from schedules import mve_intrinsics as mve
+from schedules.arithmetic import interpolate
 from schedules.kernels import (
     ArgMax,
     Clamp,
@@ -31,6 +32,7 @@ from schedules.kernels import (
     Layout,
     Quantize,
     QuantizeInt16,
+    interpolates,
 )
 from schedules.knobs import ROLLED, Choices, Knobs, Rule
 from schedules.patterns import dot_products, largest_divisor, registered
@@ -145,6 +147,8 @@ def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout,
         first, scale_at, dots, unrolled = outer, odd, inner, ()
     schedule.reverse_compute_at(scale, scale_at, preserve_unit_loops=True)
     schedule.reverse_compute_at(narrow, block, preserve_unit_loops=True)
+    if interpolates(kernel):
+        schedule.reverse_compute_at(schedule.get_sblock("interpolate"), block, preserve_unit_loops=True)
     for loop in unrolled:
         schedule.unroll(loop)
     start = schedule.decompose_reduction(accumulate, first)
@@ -173,13 +177,17 @@ def _schedule_scale(schedule: Schedule, kernel: DenseCodes) -> None:
 
 def _schedule_narrow(schedule: Schedule, kernel: DenseCodes, layout: Layout) -> None:
     loops = schedule.get_loops(schedule.get_sblock("narrow"))
-    if kernel.writes == "int16" and kernel.table is not None:
-        for loop in loops[-2:]:
-            schedule.unroll(loop)
-    elif layout.odd == 2:
+    if layout.odd == 2:
         schedule.tensorize(loops[-3], _narrow16(kernel))
     else:
         schedule.tensorize(loops[-2], _narrow8(kernel))
+    if interpolates(kernel):
+        loops = schedule.get_loops(schedule.get_sblock("interpolate"))[-2:]
+        if _steep(kernel):
+            for loop in loops:
+                schedule.unroll(loop)
+        else:
+            schedule.tensorize(loops[0], _interpolate8())
 
 
 def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout, choices: Choices) -> None:
@@ -439,6 +447,45 @@ def _narrow8(kernel: DenseCodes) -> str:
 
     limits = f"{kernel.writes}_{kernel.narrowing}_{kernel.zero_point}_{kernel.low}_{kernel.high}".replace("-", "m")
     return registered(f"mve_narrow8_{limits}", function)
+
+
+def _steep(kernel: DenseCodes) -> bool:
+    """Whether neighbours in the table lie further apart than int16 can say."""
+    assert kernel.table is not None
+    return bool(np.abs(np.diff(kernel.table.astype(np.int32))).max() >= 2**15)
+
+
+def _interpolate8() -> str:
+    """Eight codes read between entries a and b: a + (b - a) f / 2^8, ties up, is `vqrdmulh.s16` of b - a and 2^7 f."""
+
+    def vector_value(codes: Any, table: Any) -> Any:
+        entry = T.bind(mve.shift_right_unsigned(T.bitwise_xor(codes, T.broadcast(T.int16(-32768), 8)), 8))
+        fraction = mve.shift_right_unsigned(T.shift_left(codes, T.broadcast(T.int16(8), 8)), 1)
+        below, above = (T.bind(mve.gather_halves(T.address_of(table[i]), entry)) for i in (0, 1))
+        return below + mve.vqrdmulh(above - below, fraction, "int16x8")
+
+    def function(vector: bool) -> tirx.PrimFunc:
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("interpolate8")
+            codes = T.arg("codes", T.Buffer((4, 2, 1), "int16", offset_factor=1))
+            table = T.arg("table", T.Buffer((257,), "int16", offset_factor=1))
+            out = T.arg("out", T.Buffer((4, 2, 1), "int16", offset_factor=1))
+            with T.sblock("root"):
+                T.reads(codes[0:4, 0:2, 0:1], table[0:257])
+                T.writes(out[0:4, 0:2, 0:1])
+                if vector:
+                    loaded = T.bind(codes.vload([0, 0, 0], "int16x8"))
+                    T.buffer_store(out, vector_value(loaded, table), [0, 0, T.ramp(0, 1, 8)])
+                else:
+                    with T.grid(2, 4) as (i, j), T.sblock("interpolate"):
+                        p, l = T.axis.remap("SS", [i, j])
+                        T.reads(codes[l, p, 0], table[0:257])
+                        T.writes(out[l, p, 0])
+                        value = interpolate(table, T.Cast("int32", codes[l, p, 0]))
+                        T.buffer_store(out, T.Cast("int16", value), [l, p, 0])
+        return builder.get()
+
+    return registered("mve_interpolate8", function)
 
 
 _CODES = Rule(dense_codes_layout, schedule_dense_codes, dense_codes_knobs, dense_codes_attributes)

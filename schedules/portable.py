@@ -16,6 +16,7 @@ from schedules.kernels import (
     Layout,
     Quantize,
     QuantizeInt16,
+    interpolates,
 )
 from schedules.knobs import Choices, Rule
 from schedules.softmax import Softmax, SoftmaxCodes
@@ -57,6 +58,8 @@ def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout,
     *_, output, chunk, _ = schedule.get_loops(accumulate)
     schedule.reverse_compute_at(scale, output)
     schedule.reverse_compute_at(narrow, output)
+    if interpolates(kernel):
+        schedule.reverse_compute_at(schedule.get_sblock("interpolate"), output)
     schedule.decompose_reduction(accumulate, chunk)
 
 

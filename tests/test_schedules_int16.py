@@ -255,6 +255,12 @@ def test_the_machine_code_multiplies_eight_at_a_time(n_in: int, n_out: int) -> N
         assert not re.search(r"\t(smla\w*|smul\w*|mla|mul)\t", text), kernel.summary
 
 
+def test_a_table_is_gathered_unless_it_is_steep() -> None:
+    """Eight codes read it by two gathers; 16 bits hold no difference of more."""
+    layers = [adversarial(20, -CODE - 1, n_in=9, n_out=31, table=entries(steep)) for steep in (False, True)]
+    assert [len(re.findall(r"\tvldrh\.u16\t.*uxtw", machine_code(layer))) for layer in layers] == [2, 0]
+
+
 def machine_code(kernel: Kernel) -> str:
     placed = place(kernel, "mve")
     return lower.assembly(placed.module("mve", "kernel"), target_named("cortex-m55").tvm(placed.llvm))
