@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels of int16 codes, laid out for Cortex-M55, answer by the law in `fixedpoint.py`, and in dot products of eight.
+"""Kernels of int16 codes answer by the law in `fixedpoint.py`: laid out for Cortex-M55, in dot products of eight, and for
+Cortex-M4, of two.
 
     QuantizeInt16 -> DenseInt16 -> HeadOfInt16(identity -> ToFloat)    shows every code of a layer as a float
 
@@ -10,16 +11,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_schedules import LARGEST, agrees_everywhere, answer, law, library_of
+from test_schedules_scalar import agrees
 
 from relay_passes import fixedpoint
 from schedules import Choices, Kernel, knobs_of, place
 from schedules import kernels as k
 from schedules.knobs import settings
+from schedules.scalar_arithmetic import largest_accumulator
 from tinyrl_tvm.emit import lower
 from tinyrl_tvm.targets import target_named
 
@@ -205,21 +209,23 @@ def test_a_head_of_any_length_answers_by_the_law(n_in: int, n_out: int, tmp_path
         agrees_everywhere(library, tmp_path / str(index))
 
 
-# ---- in dot products of eight ----
+# ---- whatever the choices, and in dot products of eight ----
 
 
-def chosen(kernel: Kernel) -> Iterator[Choices]:
+def chosen(kernel: Kernel, family: str) -> Iterator[Choices]:
     """The settings that go together."""
-    for choices in settings(knobs_of(kernel, "mve")):
+    for choices in settings(knobs_of(kernel, family)):
         try:
-            place(kernel, "mve", choices)
+            place(kernel, family, choices)
         except ValueError:
             continue
         yield choices
 
 
-@pytest.mark.parametrize(("n_in", "count"), [(17, 24), (40, 20)])
-def test_every_choice_answers_by_the_law(n_in: int, count: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "n_in", "count"), [("cortex-m55", 17, 24), ("cortex-m55", 40, 20), ("cortex-m4", 17, 32)]
+)
+def test_every_choice_answers_by_the_law(target: str, n_in: int, count: int, tmp_path: Path) -> None:
     """A chain of layers alike, each with other choices: a code that is wrong is wrong in all behind it."""
     rng = np.random.default_rng(n_in)
     layers: list[Kernel] = []
@@ -229,11 +235,12 @@ def test_every_choice_answers_by_the_law(n_in: int, count: int, tmp_path: Path) 
         layers.append(
             k.DenseInt16(weight, bias.astype(np.int32), multiplier.astype(np.int32), 23, 0, -CODE - 1, CODE, None)
         )
-    all_choices = list(chosen(layers[0]))
-    assert len(all_choices) == count
-    library = library_of([codes_of(n_in), *layers, shown(n_in)], walk(n_in), choices=dict(enumerate(all_choices, 1)))
+    choices = list(chosen(layers[0], target_named(target).kernels))
+    assert len(choices) == count
+    kernels = [codes_of(n_in), *layers, shown(n_in)]
+    library = library_of(kernels, walk(n_in), target, dict(enumerate(choices, 1)))
     assert len(np.unique(library.vectors()["expected"])) > 1000
-    agrees_everywhere(library, tmp_path)
+    agrees(library, tmp_path)
 
 
 @pytest.mark.parametrize("n_in", [1, 3, 7, 8, 9, 17, 64])
@@ -261,6 +268,67 @@ def test_a_table_is_gathered_unless_it_is_steep() -> None:
     assert [len(re.findall(r"\tvldrh\.u16\t.*uxtw", machine_code(layer))) for layer in layers] == [2, 0]
 
 
-def machine_code(kernel: Kernel) -> str:
-    placed = place(kernel, "mve")
-    return lower.assembly(placed.module("mve", "kernel"), target_named("cortex-m55").tvm(placed.llvm))
+def machine_code(kernel: Kernel, target: str = "cortex-m55") -> str:
+    core = target_named(target)
+    placed = place(kernel, core.kernels)
+    return lower.assembly(placed.module(core.kernels, "kernel"), core.tvm(placed.llvm))
+
+
+# ---- on cores with the DSP extension, two at a time ----
+
+
+@pytest.mark.parametrize(
+    ("core", "shift", "low", "n_in", "n_out"),
+    [
+        ("cortex-m4", 15, -CODE - 1, 1, 31),
+        ("cortex-m7", 22, -CODE - 1, 8, 64),
+        ("cortex-m33", 25, 0, 9, 33),
+        ("cortex-m4", 31, -CODE - 1, 32, 5),
+        ("cortex-m4", 33, -CODE - 1, 7, 31),
+        ("cortex-m4", 24, 0, 261, 1),
+        ("cortex-m33", 14, -CODE - 1, 3, 2),
+    ],
+)
+@pytest.mark.parametrize("large", [False, True])
+def test_a_layer_rounds_once_by_the_law_in_pairs(
+    core: str, shift: int, low: int, n_in: int, n_out: int, large: bool, tmp_path: Path
+) -> None:
+    """Below 2^30 an accumulator is multiplied in fewer instructions."""
+    layer = adversarial(shift, low, n_in=n_in, n_out=n_out)
+    layer = _small(layer) if shift < 15 else layer
+    if not large:
+        sums = (CODE + 1) * np.abs(layer.weight.astype(np.int64)).sum(1)
+        layer = replace(layer, weight=layer.weight // (1 + int(sums.max() >> 29)))
+        limit = 2**30 - 1 - (CODE + 1) * int(np.abs(layer.weight.astype(np.int64)).sum(1).max())
+        layer = replace(layer, bias=np.clip(layer.bias, -limit, limit))
+        assert largest_accumulator(layer) < 2**30
+    agrees(library_of([codes_of(n_in), layer, shown(n_out)], walk(n_in), target=core), tmp_path)
+
+
+@pytest.mark.parametrize(("shift", "n_in", "n_out"), [(None, 9, 31), (17, 3, 24), (34, 8, 5)])
+def test_a_layer_interpolates_by_the_law_in_pairs(shift: int | None, n_in: int, n_out: int, tmp_path: Path) -> None:
+    multiplied = shift is not None
+    layer = adversarial(shift or 4, -CODE - 1, n_in=n_in, n_out=n_out, multiplied=multiplied, table=entries(True))
+    agrees(library_of([codes_of(n_in), layer, shown(n_out)], walk(n_in), target="cortex-m4"), tmp_path)
+
+
+def test_codes_of_int8_and_heads_come_of_pairs_by_the_law(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    weight = dots(21, 17, rng)
+    bias = within_int32(rng.integers(-(2**24), 2**24, 21), weight)
+    layer = k.DenseCodesOfInt16(weight, bias, np.full(21, 2**30, np.int32), 16, 0, -128, 127, None)
+    head = k.DenseHead(np.eye(21, dtype=np.int8), np.zeros(21, np.int32), k.ToFloat(np.ones(21, np.float32)))
+    (tmp_path / "head").mkdir()
+    agrees(library_of([codes_of(17), layer, head], walk(17), target="cortex-m4"), tmp_path)
+    decision = k.HeadOfInt16(weight, bias // 2**12, k.ArgMax((20, 1)))
+    agrees(library_of([codes_of(17), decision], walk(17), target="cortex-m4"), tmp_path / "head")
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(1, 1), (8, 5), (9, 31)])
+def test_the_machine_code_multiplies_pairs(n_in: int, n_out: int) -> None:
+    layer = k.DenseInt16(np.ones((n_out, n_in), np.int8), np.zeros(n_out, np.int32), None, 9, 0, 0, CODE, None)
+    head = k.HeadOfInt16(layer.weight, layer.bias, k.ToFloat(np.ones(n_out, np.float32)))
+    for kernel in (layer, head):
+        text = machine_code(kernel, "cortex-m4")
+        assert text.count("smlad") >= 2 * min(n_out, 4) and "pkhbt" in text and "pkhtb" in text
+        assert not re.search(r"\t(smlabb|smulbb|mla|mul)\t", text)
