@@ -93,6 +93,7 @@ def _interpolated(call: ir.Call) -> Any:
 
 ir.op._ffi_api.RegisterOp(INTERPOLATE, "a line between two entries of a table")
 ir.register_op_attr(INTERPOLATE, "TCallEffectKind", tirx.CallEffectKind.Pure.value)
+ir.register_op_attr(INTERPOLATE, "TScriptPrinterName", INTERPOLATE)
 tirx.op.register_intrin_lowering(INTERPOLATE, target="default", f=_interpolated)
 
 

@@ -268,6 +268,12 @@ def test_a_table_is_gathered_unless_it_is_steep() -> None:
     assert [len(re.findall(r"\tvldrh\.u16\t.*uxtw", machine_code(layer))) for layer in layers] == [2, 0]
 
 
+def test_a_kernel_with_a_table_is_printed_without_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
+    layer = adversarial(20, -CODE - 1, n_in=9, n_out=31, table=entries(True))
+    assert "interpolate" in place(layer, "portable").module("portable", "kernel").script()
+    assert capfd.readouterr().err == ""
+
+
 def machine_code(kernel: Kernel, target: str = "cortex-m55") -> str:
     core = target_named(target)
     placed = place(kernel, core.kernels)
