@@ -9,15 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tvm import ir, tirx
 from tvm.script.ir_builder import tirx as T
 
 LOOKUP = "tinyrl_lookup"
+INTERPOLATE = "tinyrl.interpolate"
 
 
 def doubling_high_multiply(value: Any, multiplier: Any) -> Any:
     """round(value * multiplier / 2^31), ties up; multipliers are never negative, so nothing saturates."""
     product = T.Cast("int64", value) * T.Cast("int64", multiplier)
     return T.Cast("int32", T.shift_right(product + T.int64(1 << 30), T.int64(31)))
+
+
+def high_multiply(value: Any, multiplier: Any) -> Any:
+    """floor(value * multiplier / 2^31)."""
+    return T.Cast("int32", T.shift_right(T.Cast("int64", value) * T.Cast("int64", multiplier), T.int64(31)))
 
 
 def doubling_high_multiply_unsigned(value: Any, multiplier: Any) -> Any:
@@ -66,13 +73,28 @@ def lookup(table: Any, code: Any) -> Any:
 
 
 def interpolate(table: Any, code: Any) -> Any:
-    """Between two of 257 entries: the code's high byte picks, its low byte weighs; ties up."""
-    code = T.bind(code)
+    """Between two of 257 entries: the code's high byte picks, its low byte weighs; ties up.
+
+    Why an operator of our own: as for `lookup`, the table read must match. `_interpolated` writes it out for every code
+    generator, with the code wherever it is needed: it should be a variable or an element of an array.
+    """
+    return tirx.call_intrin("int32", INTERPOLATE, T.address_of(table[0]), code)
+
+
+def _interpolated(call: ir.Call) -> Any:
+    address, code = call.args
+    table = address.args[0].source
     index = T.shift_right(code, T.int32(8)) + T.int32(128)
     fraction = T.bitwise_and(code, T.int32(255))
     below = T.Cast("int32", table[index]) * (T.int32(256) - fraction)
     above = T.Cast("int32", table[index + T.int32(1)]) * fraction
     return T.shift_right(below + above + T.int32(128), T.int32(8))
+
+
+ir.op._ffi_api.RegisterOp(INTERPOLATE, "a line between two entries of a table")
+ir.register_op_attr(INTERPOLATE, "TCallEffectKind", tirx.CallEffectKind.Pure.value)
+ir.register_op_attr(INTERPOLATE, "TScriptPrinterName", INTERPOLATE)
+tirx.op.register_intrin_lowering(INTERPOLATE, target="default", f=_interpolated)
 
 
 def add(a: Any, b: Any) -> Any:

@@ -38,6 +38,12 @@ def halves(low: Any, high: Any) -> Any:
     return T.bitwise_or(T.bitwise_and(low, T.int32(0xFFFF)), T.shift_left(high, T.int32(16)))
 
 
+def upper_halves(low: Any, high: Any) -> Any:
+    """`pkhtb`: the high halves of two int32 as two int16."""
+    lowered = T.reinterpret("int32", T.shift_right(T.reinterpret("uint32", low), T.uint32(16)))
+    return T.bitwise_or(lowered, T.bitwise_and(high, T.int32(-(1 << 16))))
+
+
 def high_by_smmulr(value: Any, multiplier: Any) -> Any:
     """`qadd; smmulr`: round(value * multiplier / 2^31), ties up, for |value| < 2^30.
 

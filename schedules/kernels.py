@@ -24,6 +24,7 @@ from schedules.arithmetic import (
     add,
     clamp,
     doubling_high_multiply,
+    high_multiply,
     interpolate,
     lookup,
     round_half_away,
@@ -207,14 +208,24 @@ class DenseCodes:
         return self.multiplier is None or self.low >= self.zero_point or self.shift == 0
 
     @property
+    def narrowing(self) -> int:
+        """What is shifted off what `scale` gives."""
+        return self.shift
+
+    @property
+    def stored_multiplier(self) -> np.ndarray | None:
+        """The multiplier as it lies in flash."""
+        return self.multiplier
+
+    @property
     def summary(self) -> str:
         n_out, n_in = self.weight.shape
         return f"dense {n_in} -> {n_out}, {self.weight.dtype}{', through a table' if self.table is not None else ''}"
 
     def parameters(self, layout: Layout) -> tuple[Parameter, ...]:
         requant = [layout.pack_outputs(self.bias)]
-        if self.multiplier is not None:
-            requant.append(layout.pack_outputs(self.multiplier))
+        if self.stored_multiplier is not None:
+            requant.append(layout.pack_outputs(self.stored_multiplier))
         parameters = [
             Parameter("weight", layout.pack_weight(self.weight), layout.origin),
             Parameter("requant", np.ascontiguousarray(np.stack(requant, axis=3))),
@@ -236,7 +247,7 @@ class DenseCodes:
 
     def code(self, scaled: Any) -> Any:
         """The code before the table, as an int32."""
-        return clamp(rounding_shift_right(scaled, self.shift) + T.int32(self.zero_point), self.low, self.high)
+        return clamp(rounding_shift_right(scaled, self.narrowing) + T.int32(self.zero_point), self.low, self.high)
 
     def narrow(self, scaled: Any, table: Any) -> Any:
         code = self.code(scaled)
@@ -255,10 +266,12 @@ class DenseCodes:
             weight = T.arg("weight", T.Buffer(shape, str(self.weight.dtype), elem_offset=-layout.origin))
             per_output = 1 if self.multiplier is None else 2
             requant = T.arg("requant", T.Buffer((blocks, odd, pair, per_output, lanes), "int32"))
-            table = None
+            table: Any = None
             if self.table is not None:
                 table = T.arg("table", T.Buffer(self.table.shape, str(self.table.dtype)))
             y = T.arg("out", T.Buffer((blocks, lanes, pair, odd), self.writes))
+            interpolated = interpolates(self)
+            read_at = IRBuilder.name("read_at", T.sblock_alloc_buffer(y.shape, self.writes)) if interpolated else y
             acc = IRBuilder.name("acc", T.sblock_alloc_buffer(layout.group, "int32"))
             scaled = IRBuilder.name("scaled", T.sblock_alloc_buffer(layout.group, "int32"))
             with T.grid(*layout.group, chunks, chunk) as loops, T.sblock("accumulate"):
@@ -275,10 +288,17 @@ class DenseCodes:
                 T.buffer_store(scaled, value, [b, o, p, l])
             with T.grid(*layout.group) as loops, T.sblock("narrow"):
                 b, o, p, l = T.axis.remap("SSSS", _named("bopl", loops))
-                if table is not None:
-                    T.reads(scaled[b, o, p, l], table[0 : len(self.entries())])
+                if table is not None and not interpolated:
+                    T.reads(scaled[b, o, p, l], table[0:256])
                     T.writes(y[b, l, p, o])
-                T.buffer_store(y, self.narrow(scaled[b, o, p, l], table), [b, l, p, o])
+                T.buffer_store(read_at, self.narrow(scaled[b, o, p, l], table), [b, l, p, o])
+            if interpolated:
+                with T.grid(*layout.group) as loops, T.sblock("interpolate"):
+                    b, o, p, l = T.axis.remap("SSSS", _named("bopl", loops))
+                    T.reads(read_at[b, l, p, o], table[0:257])
+                    T.writes(y[b, l, p, o])
+                    value = interpolate(table, T.Cast("int32", read_at[b, l, p, o]))
+                    T.buffer_store(y, T.Cast("int16", value), [b, l, p, o])
         return builder.get()
 
 
@@ -462,7 +482,7 @@ class DenseHead:
             high = doubling_high_multiply(total, arrays["multiplier"][v])
             if answer.shift > 0:
                 high = ties_away(high)
-            code = clamp(rounding_shift_right(high, answer.shift), -32768, 32767)
+            code = T.bind(clamp(rounding_shift_right(high, answer.shift), -32768, 32767))
             value = T.Cast("float32", interpolate(arrays["table"], code) + arrays["offset"][v]) * arrays["scale"][v]
         elif isinstance(answer, ToFloat):
             value = T.Cast("float32", total) * arrays["scale"][v]
@@ -541,8 +561,13 @@ class DenseInt16(DenseCodes):
 
         out = clamp((accumulator * multiplier + 2^(shift - 1)) >> shift, low, high), interpolated in the table if there is one
 
-    weight int8, or int16 for a first layer's 14-bit codes; multiplier (n_out,) int32 below 2^15, the product having 64 bits,
-    or None where the shift alone requantises; table (257,) int16 or None.
+    weight int8, or int16 for a first layer's 14-bit codes; multiplier (n_out,) int32 below 2^15, or None where the shift
+    alone requantises; zero_point 0; table (257,) int16 or None.
+
+    Below 2^15 a multiplier has room for the shift, so that the high word of a product is what int8's is:
+
+        (a m + 2^(s - 1)) >> s  =  (a (m << 31 - s) + 2^30) >> 31                      for 15 <= s <= 31
+                                =  ((a m >> 31) + 2^(s - 32)) >> s - 31                for s > 31
     """
 
     reads: ClassVar[str] = "int16"
@@ -559,21 +584,32 @@ class DenseInt16(DenseCodes):
         assert self.table is not None
         return self.table
 
+    @property
+    def in_high_word(self) -> bool:
+        """Whether the requantised accumulator is the high word of a product: not where the shift is short."""
+        return self.multiplier is not None and self.shift >= 15
+
+    @property
+    def narrowing(self) -> int:
+        return self.shift if self.multiplier is None else max(self.shift - 31, 0)
+
+    @property
+    def stored_multiplier(self) -> np.ndarray | None:
+        if self.multiplier is None or not self.in_high_word:
+            return self.multiplier
+        return self.multiplier << max(31 - self.shift, 0)
+
     def scale(self, accumulator: Any, requant: Any) -> Any:
         total = accumulator + requant(0)
         if self.multiplier is None:
             return total
-        half = T.int64(1 << (self.shift - 1))
+        if self.in_high_word:
+            return (high_multiply if self.narrowing else doubling_high_multiply)(total, requant(1))
         product = T.Cast("int64", total) * T.Cast("int64", requant(1))
-        return T.Cast("int32", T.shift_right(product + half, T.int64(self.shift)))
-
-    def code(self, scaled: Any) -> Any:
-        shifted = rounding_shift_right(scaled, self.shift) if self.multiplier is None else scaled
-        return clamp(shifted, self.low, self.high)
+        return T.Cast("int32", T.shift_right(product + T.int64((1 << self.shift) >> 1), T.int64(self.shift)))
 
     def narrow(self, scaled: Any, table: Any) -> Any:
-        code = self.code(scaled)
-        return T.Cast("int16", code if table is None else interpolate(table, code))
+        return T.Cast("int16", self.code(scaled))
 
 
 @dataclass(frozen=True)
@@ -588,6 +624,11 @@ class HeadOfInt16(DenseHead):
     """The last dense layer of int16 codes."""
 
     reads: ClassVar[str] = "int16"
+
+
+def interpolates(kernel: DenseCodes) -> bool:
+    """Whether codes are read between two entries of a table, a step of its own."""
+    return kernel.table is not None and kernel.writes == "int16"
 
 
 Kernel = Quantize | Clamp | DenseCodes | DenseHead | DenseFloat | Softmax | SoftmaxCodes

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import IRBuilder
@@ -18,18 +19,34 @@ from tvm.script.ir_builder import tirx as T
 
 from schedules import mve_float, portable
 from schedules import mve_intrinsics as mve
-from schedules.kernels import ArgMax, Clamp, DenseCodes, DenseFloat, DenseHead, Layout, Quantize
+from schedules.arithmetic import interpolate
+from schedules.kernels import (
+    ArgMax,
+    Clamp,
+    DenseCodes,
+    DenseCodesOfInt16,
+    DenseFloat,
+    DenseHead,
+    DenseInt16,
+    HeadOfInt16,
+    Layout,
+    Quantize,
+    QuantizeInt16,
+    interpolates,
+)
 from schedules.knobs import ROLLED, Choices, Knobs, Rule
 from schedules.patterns import dot_products, largest_divisor, registered
 
-# A vector load reaches 508 bytes before and behind its pointer, so one pointer covers a window of 1,024 bytes.
-REACH_BYTES = 508
-# Codes of a wide layer in a vector.
+# A vector load reaches 508 bytes before and behind its pointer, so one pointer covers a window of 1,024 bytes; one that
+# widens bytes to int16 reaches 127.
+REACH_BYTES = {"int8": 508, "int16": 127}
+# Codes in a vector, and in one of a wide layer.
+VECTOR = {"int8": 16, "int16": 8}
 WIDE_LANES = 8
 # x stays in four vector registers; the other four hold weights and results.
 RESIDENT_CHUNKS = 4
 # Chunks of eight outputs that fill a window.
-WINDOW_CHUNKS = 8
+WINDOW_CHUNKS = {"int8": 8, "int16": 4}
 # Chunks of eight outputs that are written out: a loop over more of them costs instructions, its unrolling flash.
 STREAMED_CHUNKS = 32
 # Blocks of a wide layer in one iteration: a loop costs instructions, its unrolling flash.
@@ -45,14 +62,14 @@ def dense_codes_knobs(kernel: DenseCodes) -> Knobs:
     n_in = kernel.weight.shape[1]
     if kernel.wide:
         return {"across": (1, 0) if 5 < n_in <= WIDE_LANES else (0,), "loops": (1, 0)}
-    chunks = -(-n_in // 16)
+    chunks = -(-n_in // VECTOR[kernel.reads])
     if chunks <= RESIDENT_CHUNKS:
         return {"joint": (0, 1), "kept": (0, 1, 2, 3, 4), "loops": (1, 0)}
     return {"joint": (1,), "kept": (4, 3, 2, 1, 0), "loops": (0, 1)}
 
 
 def dense_codes_layout(kernel: DenseCodes, choices: Choices) -> Layout:
-    n_out, n_in = kernel.weight.shape
+    (n_out, n_in), vector = kernel.weight.shape, VECTOR[kernel.reads]
     odd = _odd(kernel, bool(not kernel.wide and choices["joint"]))
     blocks = -(-n_out // (8 * odd))
     if kernel.wide:
@@ -62,16 +79,19 @@ def dense_codes_layout(kernel: DenseCodes, choices: Choices) -> Layout:
     if not choices["joint"]:
         if choices["kept"]:
             raise ValueError("past x in registers, nothing is left to keep")
-        row = max(16, -(-n_in // 4) * 4)
-        return Layout(blocks, odd, 2, 4, 1, row, origin=_middle(16 * row))
-    chunks = -(-n_in // 16)
+        row = max(vector, -(-n_in // 4) * 4)
+        return Layout(blocks, odd, 2, 4, 1, row, origin=_middle(16 * row, kernel.reads))
+    chunks = -(-n_in // vector)
     chunks = -(-chunks // _pieces(chunks)) * _pieces(chunks)
-    return Layout(blocks, odd, 2, 4, chunks, 16, origin=_windows(chunks // _pieces(chunks))[0][1], joint=True)
+    origin = _windows(chunks // _pieces(chunks), kernel.reads)[0][1]
+    return Layout(blocks, odd, 2, 4, chunks, vector, origin=origin, joint=True)
 
 
 def _odd(kernel: DenseCodes, joint: bool) -> int:
     """1 for blocks of eight outputs, 2 for sixteen, which cost less an output but pad more. Eight that are summed jointly
-    narrow as well as sixteen; a table takes sixteen codes at once."""
+    narrow as well as sixteen; a table takes sixteen codes at once. Eight of int16 fill a vector."""
+    if kernel.writes == "int16":
+        return 1
     if kernel.table is not None:
         return 2
     eights = -(-len(kernel.bias) // 8)
@@ -86,15 +106,16 @@ def dense_head_layout(kernel: DenseHead, choices: Choices) -> Layout:
     n_out, n_in = kernel.weight.shape
     if kernel.floating:
         return mve_float.head_layout(kernel, choices)
-    lanes = n_out if n_out <= HEAD_LANES else 4
-    chunks = -(-n_in // 16)
+    lanes, vector = n_out if n_out <= HEAD_LANES else 4, VECTOR[kernel.reads]
+    chunks = -(-n_in // vector)
     chunks = -(-chunks // 4) * 4 if chunks > 2 * RESIDENT_CHUNKS else chunks
-    return Layout(-(-n_out // lanes), 1, 1, lanes, chunks, 16, origin=_middle(16 * lanes * min(chunks, 4)))
+    origin = _middle(vector * lanes * min(chunks, 4), kernel.reads)
+    return Layout(-(-n_out // lanes), 1, 1, lanes, chunks, vector, origin=origin)
 
 
-def _middle(window_bytes: int) -> int:
+def _middle(window_bytes: int, codes: str) -> int:
     """Where to point in a window so that both its ends are within reach."""
-    return min(REACH_BYTES, window_bytes // 2 - 4)
+    return min(REACH_BYTES[codes], window_bytes // 2 - 4)
 
 
 def schedule_observation(schedule: Schedule, kernel: Quantize, layout: Layout, _: Choices) -> None:
@@ -126,6 +147,8 @@ def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout,
         first, scale_at, dots, unrolled = outer, odd, inner, ()
     schedule.reverse_compute_at(scale, scale_at, preserve_unit_loops=True)
     schedule.reverse_compute_at(narrow, block, preserve_unit_loops=True)
+    if interpolates(kernel):
+        schedule.reverse_compute_at(schedule.get_sblock("interpolate"), block, preserve_unit_loops=True)
     for loop in unrolled:
         schedule.unroll(loop)
     start = schedule.decompose_reduction(accumulate, first)
@@ -134,16 +157,37 @@ def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout,
     elif layout.joint:
         for loop in (*schedule.get_loops(start)[-2:], schedule.get_loops(scale)[-2]):
             schedule.unroll(loop)
-        schedule.tensorize(dots, _joint_dots(layout.chunks // _pieces(layout.chunks), choices["kept"]))
+        schedule.tensorize(dots, _joint_dots(layout.chunks // _pieces(layout.chunks), choices["kept"], kernel.reads))
     else:
         schedule.unroll(schedule.get_loops(start)[-1])
-        schedule.tensorize(dots, _wide_dots(layout.lanes) if kernel.wide else _row_dots(layout.lanes, layout.chunk))
+        rows = _wide_dots(layout.lanes) if kernel.wide else _row_dots(layout.lanes, layout.chunk, kernel.reads)
+        schedule.tensorize(dots, rows)
     if not along:
-        schedule.tensorize(schedule.get_loops(scale)[-1], _scale4(kernel))
-    if layout.odd == 2:
-        schedule.tensorize(schedule.get_loops(narrow)[-3], _narrow16(kernel))
+        _schedule_scale(schedule, kernel)
+    _schedule_narrow(schedule, kernel, layout)
+
+
+def _schedule_scale(schedule: Schedule, kernel: DenseCodes) -> None:
+    loop = schedule.get_loops(schedule.get_sblock("scale"))[-1]
+    if isinstance(kernel, DenseInt16) and kernel.multiplier is not None and not kernel.in_high_word:
+        schedule.unroll(loop)
     else:
-        schedule.tensorize(schedule.get_loops(narrow)[-2], _narrow8(kernel))
+        schedule.tensorize(loop, _scale4(kernel))
+
+
+def _schedule_narrow(schedule: Schedule, kernel: DenseCodes, layout: Layout) -> None:
+    loops = schedule.get_loops(schedule.get_sblock("narrow"))
+    if layout.odd == 2:
+        schedule.tensorize(loops[-3], _narrow16(kernel))
+    else:
+        schedule.tensorize(loops[-2], _narrow8(kernel))
+    if interpolates(kernel):
+        loops = schedule.get_loops(schedule.get_sblock("interpolate"))[-2:]
+        if _steep(kernel):
+            for loop in loops:
+                schedule.unroll(loop)
+        else:
+            schedule.tensorize(loops[0], _interpolate8())
 
 
 def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout, choices: Choices) -> None:
@@ -157,7 +201,8 @@ def schedule_dense_head(schedule: Schedule, kernel: DenseHead, layout: Layout, c
     schedule.unroll(inner)
     start = schedule.decompose_reduction(accumulate, outer)
     schedule.unroll(schedule.get_loops(start)[-1])
-    schedule.tensorize(lane if layout.lanes > 1 else k, _dots(layout.lanes, fenced=layout.chunks > RESIDENT_CHUNKS))
+    dots = _dots(layout.lanes, layout.chunks > RESIDENT_CHUNKS, kernel.reads)
+    schedule.tensorize(lane if layout.lanes > 1 else k, dots)
     for name in ("total",) if isinstance(kernel.answer, ArgMax) else ("total", "answer"):
         if len(kernel.bias) <= HEAD_LANES:
             schedule.unroll(schedule.get_loops(schedule.get_sblock(name))[-1])
@@ -167,51 +212,62 @@ def _pieces(chunks: int) -> int:
     return -(-chunks // STREAMED_CHUNKS)
 
 
-def _windows(chunks: int) -> list[tuple[range, int]]:
+def _windows(chunks: int, codes: str) -> list[tuple[range, int]]:
     """The chunks of eight outputs in windows as equal as can be, and where in its window a pointer points."""
-    n = -(-chunks // WINDOW_CHUNKS)
+    n = -(-chunks // WINDOW_CHUNKS[codes])
     bounds = [chunks * i // n for i in range(n + 1)]
-    return [(range(start, end), _middle(128 * (end - start))) for start, end in itertools.pairwise(bounds)]
+    chunk_bytes = 8 * VECTOR[codes]
+    return [
+        (range(start, end), _middle(chunk_bytes * (end - start), codes)) for start, end in itertools.pairwise(bounds)
+    ]
 
 
-def _dots(lanes: int, fenced: bool) -> str:
-    """acc[l] + sum of 16 products, for each of `lanes` outputs: a `vmladava.s8` each, on one load of x.
+def _vector_of(weight: Any, at: list[Any], codes: str) -> Any:
+    """As many weights as there are codes in a vector, as wide as these: `vldrb.s16` under int16."""
+    row = weight.vload(at, f"int8x{VECTOR[codes]}")
+    return row if codes == "int8" else T.Cast(f"{codes}x{VECTOR[codes]}", row)
+
+
+def _dots(lanes: int, fenced: bool, codes: str) -> str:
+    """acc[l] + sum of a vector of products, for each of `lanes` outputs: a `vmladava` each, on one load of x.
 
     `fenced` keeps the loads of the next chunk behind this one's: LLVM would else hoist more of them than there are
     registers, and spill.
     """
+    vector = VECTOR[codes]
 
     def fast(x: Any, weight: Any, acc: Any) -> None:
         for l in range(lanes):
-            value = mve.vmladava(acc[l], x.vload([0], "int8x16"), weight.vload([l, 0], "int8x16"))
+            value = mve.vmladava(acc[l], x.vload([0], f"{codes}x{vector}"), _vector_of(weight, [l, 0], codes))
             T.buffer_store(acc, value, [l])
         if fenced:
             T.evaluate(mve.fence(acc[0]))
 
-    return dot_products(f"mve_dots_{lanes}_{int(fenced)}", lanes, 16, fast)
+    return dot_products(f"mve_dots_{codes}_{lanes}_{int(fenced)}", lanes, vector, fast, codes)
 
 
-def _row_dots(lanes: int, n_in: int) -> str:
+def _row_dots(lanes: int, n_in: int, codes: str) -> str:
     """acc[l] + sum of `n_in` products, for each of `lanes` outputs whose rows lie one behind the other.
 
     A last vector that would reach past its row starts earlier instead, and what it repeats of x is zero there.
     """
-    starts = [min(start, n_in - 16) for start in range(0, n_in, 16)]
+    vector = VECTOR[codes]
+    starts = [min(start, n_in - vector) for start in range(0, n_in, vector)]
 
     def vector_of_x(x: Any, start: int, done: int) -> Any:
-        codes = x.vload([start], "int8x16")
+        loaded = x.vload([start], f"{codes}x{vector}")
         if start == done:
-            return codes
-        mask = tirx.Shuffle([T.int8(-1 if start + i >= done else 0) for i in range(16)], list(range(16)))
-        return T.bind(T.bitwise_and(codes, mask))
+            return loaded
+        ones = [tirx.const(-1 if start + i >= done else 0, codes) for i in range(vector)]
+        return T.bind(T.bitwise_and(loaded, tirx.Shuffle(ones, list(range(vector)))))
 
     def fast(x: Any, weight: Any, acc: Any) -> None:
         for index, start in enumerate(starts):
-            codes = vector_of_x(x, start, 16 * index)
+            loaded = vector_of_x(x, start, vector * index)
             for l in range(lanes):
-                T.buffer_store(acc, mve.vmladava(acc[l], codes, weight.vload([l, start], "int8x16")), [l])
+                T.buffer_store(acc, mve.vmladava(acc[l], loaded, _vector_of(weight, [l, start], codes)), [l])
 
-    return dot_products(f"mve_row_dots_{lanes}_{n_in}", lanes, n_in, fast)
+    return dot_products(f"mve_row_dots_{codes}_{lanes}_{n_in}", lanes, n_in, fast, codes)
 
 
 def _wide_dots(lanes: int) -> str:
@@ -225,45 +281,50 @@ def _wide_dots(lanes: int) -> str:
     return dot_products(f"mve_wide_dots_{lanes}", lanes, WIDE_LANES, fast, codes="int32", weights="int16")
 
 
-def _joint_dots(chunks: int, kept: int) -> str:
-    """acc[p, l] + sum of `chunks` * 16 products, for the eight outputs of a joint pair, window by window of weights.
+def _joint_dots(chunks: int, kept: int, codes: str) -> str:
+    """acc[p, l] + sum of `chunks` vectors of products, for the eight outputs of a joint pair, window by window of weights.
 
     A window's place is hidden from LLVM: it would else address all of them from the first, by an addition a load. The last
     `kept` chunks of x are loaded before any fence: LLVM then does so before the loop over blocks, and keeps them.
     """
+    vector = VECTOR[codes]
 
     def dots(x: Any, weight: Any, acc: Any) -> None:
-        in_register = {c: T.bind(x.vload([c, 0], "int8x16")) for c in range(chunks)[max(0, chunks - kept) :]}
-        for window, reach in _windows(chunks):
+        def vector_of_x(c: int) -> Any:
+            return x.vload([c, 0], f"{codes}x{vector}")
+
+        in_register = {c: T.bind(vector_of_x(c)) for c in range(chunks)[max(0, chunks - kept) :]}
+        for window, reach in _windows(chunks, codes):
             # in words, because a vector of bytes is loaded by words where these are known to be aligned
-            middle = T.bind(mve.opaque((weight.elem_offset + 128 * window.start + reach) // 4))
-            near = T.decl_buffer((len(window), 2, 4, 16), "int8", data=weight.data, elem_offset=middle * 4 - reach)
+            middle = T.bind(mve.opaque((weight.elem_offset + 8 * vector * window.start + reach) // 4))
+            shape = (len(window), 2, 4, vector)
+            near = T.decl_buffer(shape, "int8", data=weight.data, elem_offset=middle * 4 - reach)
             for c in window:
-                codes = in_register.get(c, x.vload([c, 0], "int8x16"))
+                loaded = in_register.get(c, vector_of_x(c))
                 for p, l in itertools.product(range(2), range(4)):
-                    row = near.vload([c - window.start, p, l, 0], "int8x16")
-                    T.buffer_store(acc, mve.vmladava(acc[p, l], codes, row), [p, l])
+                    row = _vector_of(near, [c - window.start, p, l, 0], codes)
+                    T.buffer_store(acc, mve.vmladava(acc[p, l], loaded, row), [p, l])
                 T.evaluate(mve.fence(acc[0, 0]))  # no load of the next chunk before: registers are few
 
-    def function(vector: bool) -> tirx.PrimFunc:
+    def function(replaced: bool) -> tirx.PrimFunc:
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name("joint_dots")
-            x = T.arg("x", T.Buffer((chunks, 16), "int8", offset_factor=1))
-            weight = T.arg("weight", T.Buffer((chunks, 2, 4, 16), "int8", offset_factor=1))
+            x = T.arg("x", T.Buffer((chunks, vector), codes, offset_factor=1))
+            weight = T.arg("weight", T.Buffer((chunks, 2, 4, vector), "int8", offset_factor=1))
             acc = T.arg("acc", T.Buffer((2, 4), "int32", offset_factor=1))
             with T.sblock("root"):
-                T.reads(acc[0:2, 0:4], x[0:chunks, 0:16], weight[0:chunks, 0:2, 0:4, 0:16])
+                T.reads(acc[0:2, 0:4], x[0:chunks, 0:vector], weight[0:chunks, 0:2, 0:4, 0:vector])
                 T.writes(acc[0:2, 0:4])
-                if vector:
+                if replaced:
                     dots(x, weight, acc)
                 else:
-                    with T.grid(chunks, 2, 4, 16) as loops, T.sblock("accumulate"):
+                    with T.grid(chunks, 2, 4, vector) as loops, T.sblock("accumulate"):
                         p, l, c, k = T.axis.remap("SSRR", [loops[1], loops[2], loops[0], loops[3]])
                         product = T.Cast("int32", x[c, k]) * T.Cast("int32", weight[c, p, l, k])
                         T.buffer_store(acc, acc[p, l] + product, [p, l])
         return builder.get()
 
-    return registered(f"mve_joint_dots_{chunks}_{kept}", function)
+    return registered(f"mve_joint_dots_{codes}_{chunks}_{kept}", function)
 
 
 def _scale4(kernel: DenseCodes) -> str:
@@ -275,7 +336,10 @@ def _scale4(kernel: DenseCodes) -> str:
         value = tirx.Shuffle([acc[0], acc[1], acc[2], acc[3]], list(range(4))) + requant.vload([0, 0], "int32x4")
         if kernel.multiplier is None:
             return value
-        value = mve.vqrdmulh(value, requant.vload([1, 0], "int32x4"))
+        multiplier = requant.vload([1, 0], "int32x4")
+        if isinstance(kernel, DenseInt16):
+            return (mve.vqdmulh if kernel.narrowing else mve.vqrdmulh)(value, multiplier)
+        value = mve.vqrdmulh(value, multiplier)
         return value if kernel.hides_negatives else mve.ties_away(T.bind(value))
 
     def function(vector: bool) -> tirx.PrimFunc:
@@ -295,7 +359,8 @@ def _scale4(kernel: DenseCodes) -> str:
                         T.buffer_store(scaled, kernel.scale(acc[v], lambda j: requant[j, v]), [v])
         return builder.get()
 
-    return registered(f"mve_scale4_{per_output}_{int(kernel.hides_negatives)}", function)
+    rounding = f"int16_{int(kernel.narrowing > 0)}" if isinstance(kernel, DenseInt16) else int(kernel.hides_negatives)
+    return registered(f"mve_scale4_{per_output}_{rounding}", function)
 
 
 def _half(scaled: Any, odd: int, shift: int, zero_point: int) -> Any:
@@ -307,10 +372,11 @@ def _half(scaled: Any, odd: int, shift: int, zero_point: int) -> Any:
 
 
 def _bounded(codes: Any, kernel: DenseCodes, lanes: int) -> Any:
-    if kernel.low > -128:
-        codes = T.max(codes, T.broadcast(T.int8(kernel.low), lanes))
-    if kernel.high < 127:
-        codes = T.min(codes, T.broadcast(T.int8(kernel.high), lanes))
+    ends = np.iinfo(kernel.writes)
+    if kernel.low > ends.min:
+        codes = T.max(codes, T.broadcast(tirx.const(kernel.low, kernel.writes), lanes))
+    if kernel.high < ends.max:
+        codes = T.min(codes, T.broadcast(tirx.const(kernel.high, kernel.writes), lanes))
     return codes
 
 
@@ -353,10 +419,13 @@ def _narrow16(kernel: DenseCodes) -> str:
 
 
 def _narrow8(kernel: DenseCodes) -> str:
-    """Eight scaled accumulators to eight codes in natural order: `vqrshrn`, `vqmovn` and a store of every other byte."""
+    """Eight scaled accumulators to eight codes in natural order: `vqrshrn`, and for int8 `vqmovn` and a store of every
+    other byte."""
 
     def vector_value(scaled: Any) -> Any:
-        half = _half(scaled, 0, kernel.shift, kernel.zero_point)
+        half = _half(scaled, 0, kernel.narrowing, kernel.zero_point)
+        if kernel.writes == "int16":
+            return _bounded(half, kernel, 8)
         codes = T.reinterpret("int16x8", mve.narrow_to_int8(T.reinterpret("int8x16", half), half, 0, 0))
         return _bounded(T.Cast("int8x8", codes), kernel, 8)
 
@@ -364,7 +433,7 @@ def _narrow8(kernel: DenseCodes) -> str:
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name("narrow8")
             scaled = T.arg("scaled", T.Buffer((1, 2, 4), "int32", offset_factor=1))
-            out = T.arg("out", T.Buffer((4, 2, 1), "int8", offset_factor=1))
+            out = T.arg("out", T.Buffer((4, 2, 1), kernel.writes, offset_factor=1))
             with T.sblock("root"):
                 T.reads(scaled[0:1, 0:2, 0:4])
                 T.writes(out[0:4, 0:2, 0:1])
@@ -376,16 +445,62 @@ def _narrow8(kernel: DenseCodes) -> str:
                         T.buffer_store(out, kernel.narrow(scaled[0, p, l], None), [l, p, 0])
         return builder.get()
 
-    return registered(
-        f"mve_narrow8_{kernel.shift}_{kernel.zero_point}_{kernel.low}_{kernel.high}".replace("-", "m"), function
-    )
+    limits = f"{kernel.writes}_{kernel.narrowing}_{kernel.zero_point}_{kernel.low}_{kernel.high}".replace("-", "m")
+    return registered(f"mve_narrow8_{limits}", function)
 
+
+def _steep(kernel: DenseCodes) -> bool:
+    """Whether neighbours in the table lie further apart than int16 can say."""
+    assert kernel.table is not None
+    return bool(np.abs(np.diff(kernel.table.astype(np.int32))).max() >= 2**15)
+
+
+def _interpolate8() -> str:
+    """Eight codes read between entries a and b: a + (b - a) f / 2^8, ties up, is `vqrdmulh.s16` of b - a and 2^7 f."""
+
+    def vector_value(codes: Any, table: Any) -> Any:
+        entry = T.bind(mve.shift_right_unsigned(T.bitwise_xor(codes, T.broadcast(T.int16(-32768), 8)), 8))
+        fraction = mve.shift_right_unsigned(T.shift_left(codes, T.broadcast(T.int16(8), 8)), 1)
+        below, above = (T.bind(mve.gather_halves(T.address_of(table[i]), entry)) for i in (0, 1))
+        return below + mve.vqrdmulh(above - below, fraction, "int16x8")
+
+    def function(vector: bool) -> tirx.PrimFunc:
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("interpolate8")
+            codes = T.arg("codes", T.Buffer((4, 2, 1), "int16", offset_factor=1))
+            table = T.arg("table", T.Buffer((257,), "int16", offset_factor=1))
+            out = T.arg("out", T.Buffer((4, 2, 1), "int16", offset_factor=1))
+            with T.sblock("root"):
+                T.reads(codes[0:4, 0:2, 0:1], table[0:257])
+                T.writes(out[0:4, 0:2, 0:1])
+                if vector:
+                    loaded = T.bind(codes.vload([0, 0, 0], "int16x8"))
+                    T.buffer_store(out, vector_value(loaded, table), [0, 0, T.ramp(0, 1, 8)])
+                else:
+                    with T.grid(2, 4) as (i, j), T.sblock("interpolate"):
+                        p, l = T.axis.remap("SS", [i, j])
+                        T.reads(codes[l, p, 0], table[0:257])
+                        T.writes(out[l, p, 0])
+                        value = interpolate(table, T.Cast("int32", codes[l, p, 0]))
+                        T.buffer_store(out, T.Cast("int16", value), [l, p, 0])
+        return builder.get()
+
+    return registered("mve_interpolate8", function)
+
+
+_CODES = Rule(dense_codes_layout, schedule_dense_codes, dense_codes_knobs, dense_codes_attributes)
+_HEAD = Rule(dense_head_layout, schedule_dense_head)
+_OBSERVATIONS = Rule(portable.observation_layout, schedule_observation)
 
 RULES: dict[type, Rule] = {
     **portable.EVERYWHERE,
-    Quantize: Rule(portable.observation_layout, schedule_observation),
+    Quantize: _OBSERVATIONS,
+    QuantizeInt16: _OBSERVATIONS,
     Clamp: mve_float.CLAMP,
-    DenseCodes: Rule(dense_codes_layout, schedule_dense_codes, dense_codes_knobs, dense_codes_attributes),
-    DenseHead: Rule(dense_head_layout, schedule_dense_head),
+    DenseCodes: _CODES,
+    DenseCodesOfInt16: _CODES,
+    DenseInt16: _CODES,
+    DenseHead: _HEAD,
+    HeadOfInt16: _HEAD,
     DenseFloat: mve_float.DENSE,
 }

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 from tvm.target.codegen import llvm_lookup_intrinsic_id
 
 _VMLADAVA = llvm_lookup_intrinsic_id("llvm.arm.mve.vmldava")
 _VQRDMULH = llvm_lookup_intrinsic_id("llvm.arm.mve.vqrdmulh")
+_VQDMULH = llvm_lookup_intrinsic_id("llvm.arm.mve.vqdmulh")
 _VQDMLAH = llvm_lookup_intrinsic_id("llvm.arm.mve.vqdmlah")
 _VSHRN = llvm_lookup_intrinsic_id("llvm.arm.mve.vshrn")
 _VQMOVN = llvm_lookup_intrinsic_id("llvm.arm.mve.vqmovn")
@@ -33,9 +35,14 @@ def vmladava(accumulator: Any, codes: Any, weight: Any) -> Any:
     return _call(_VMLADAVA, "int32", 0, 0, 0, accumulator, codes, weight)
 
 
-def vqrdmulh(value: Any, multiplier: Any) -> Any:
-    """`vqrdmulh.s32`: (2 * value * multiplier + 2^31) >> 32, saturated; four int32 lanes."""
-    return _call(_VQRDMULH, "int32x4", value, multiplier)
+def vqrdmulh(value: Any, multiplier: Any, dtype: str = "int32x4") -> Any:
+    """`vqrdmulh.s32`: (2 * value * multiplier + 2^31) >> 32, saturated; four int32 lanes, or eight of int16 likewise."""
+    return _call(_VQRDMULH, dtype, value, multiplier)
+
+
+def vqdmulh(value: Any, multiplier: Any) -> Any:
+    """`vqdmulh.s32`: 2 * value * multiplier >> 32, saturated; four int32 lanes."""
+    return _call(_VQDMULH, "int32x4", value, multiplier)
 
 
 def ties_away(value: Any) -> Any:
@@ -63,6 +70,17 @@ def vqadd16(value: Any, other: Any) -> Any:
 def gather_bytes(table: Any, offsets: Any) -> Any:
     """`vldrb.u8 q, [table, offsets]`: sixteen look-ups in one instruction."""
     return _call(_GATHER, "int8x16", table, offsets, 8, 0, 0)
+
+
+def gather_halves(table: Any, offsets: Any) -> Any:
+    """`vldrh.u16 q, [table, offsets, uxtw #1]`: eight look-ups of int16 in one instruction."""
+    return _call(_GATHER, "int16x8", table, offsets, 16, 1, 1)
+
+
+def shift_right_unsigned(value: Any, bits: int) -> Any:
+    """`vshr.u16`: eight lanes without a sign."""
+    unsigned = T.shift_right(T.reinterpret("uint16x8", value), T.broadcast(tirx.const(bits, "uint16"), 8))
+    return T.reinterpret("int16x8", unsigned)
 
 
 def fence(value: Any) -> Any:

@@ -16,6 +16,7 @@ from schedules.kernels import (
     Layout,
     Quantize,
     QuantizeInt16,
+    interpolates,
 )
 from schedules.knobs import Choices, Rule
 from schedules.softmax import Softmax, SoftmaxCodes
@@ -57,6 +58,8 @@ def schedule_dense_codes(schedule: Schedule, kernel: DenseCodes, layout: Layout,
     *_, output, chunk, _ = schedule.get_loops(accumulate)
     schedule.reverse_compute_at(scale, output)
     schedule.reverse_compute_at(narrow, output)
+    if interpolates(kernel):
+        schedule.reverse_compute_at(schedule.get_sblock("interpolate"), output)
     schedule.decompose_reduction(accumulate, chunk)
 
 
@@ -81,7 +84,7 @@ def schedule_dense_float(schedule: Schedule, kernel: DenseFloat, layout: Layout,
 # of every family: a head's few numbers fill no vector
 SOFTMAX: dict[type, Rule] = {kind: Rule(softmax_layout, schedule_softmax) for kind in (Softmax, SoftmaxCodes)}
 
-# of every family as well: its own compiler makes of these what it can
+# of every family that has no dot products of 16 bits: its own compiler makes of these what it can
 INT16: dict[type, Rule] = {
     QuantizeInt16: Rule(observation_layout, schedule_observation),
     DenseInt16: Rule(dense_layout, schedule_dense_codes),

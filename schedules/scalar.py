@@ -18,7 +18,19 @@ from tvm.script.ir_builder import tirx as T
 
 from schedules import portable
 from schedules.arithmetic import clamp, ties_away
-from schedules.kernels import ArgMax, Clamp, DenseCodes, DenseFloat, DenseHead, Layout, Quantize
+from schedules.kernels import (
+    ArgMax,
+    Clamp,
+    DenseCodes,
+    DenseCodesOfInt16,
+    DenseFloat,
+    DenseHead,
+    DenseInt16,
+    HeadOfInt16,
+    Layout,
+    Quantize,
+    interpolates,
+)
 from schedules.knobs import Choices, Knobs, Rule
 from schedules.patterns import largest_divisor, registered
 from schedules.scalar_arithmetic import (
@@ -43,8 +55,9 @@ class Core:
     """What a family has: the knobs' options, and its words for the arithmetic.
 
     `high(value, multiplier)` is the doubling high multiply for accumulators below `reach`, at most 2^30;
-    `clamp(value, low, high)` bounds a code. `dots(rows, wide)` names the pattern that multiplies `chunk` inputs
-    (`wide_chunk` wide ones) with the rows of a block; without one they are multiplied one by one. Without `float_rows`
+    `clamp(value, low, high)` bounds a code. `dots(rows, codes)` names the pattern that multiplies `chunk` inputs
+    (`wide_chunk` wide ones, which are "int32") with the rows of a block; without one they are multiplied one by one. Layers
+    of int16 codes run as the C twin does unless a core has their `int16` dots. Without `float_rows`
     a core has no unit for floats, and float layers run as the C twin does.
     """
 
@@ -56,18 +69,23 @@ class Core:
     clamp: Callable[[Any, int, int], Any]
     chunk: int = 1
     wide_chunk: int = 1
-    dots: Callable[[int, bool], str | None] = lambda rows, wide: None
+    dots: Callable[[int, str], str | None] = lambda rows, codes: None
+    int16: bool = False
     float_rows: tuple[int, ...] = ()
     float_unroll: tuple[int, ...] = ()
 
     @property
     def rules(self) -> dict[type, Rule]:
+        codes = Rule(self.dense_layout, self.schedule_dense_codes, self.knobs)
+        head = Rule(self.dense_layout, self.schedule_dense_head, self.knobs)
+        int16: dict[type, Rule] = {DenseInt16: codes, DenseCodesOfInt16: codes, HeadOfInt16: head} if self.int16 else {}
         return {
             **portable.EVERYWHERE,
+            **int16,
             Quantize: Rule(portable.observation_layout, self.schedule_quantize),
             Clamp: Rule(portable.observation_layout, portable.schedule_observation),
-            DenseCodes: Rule(self.dense_layout, self.schedule_dense_codes, self.knobs),
-            DenseHead: Rule(self.dense_layout, self.schedule_dense_head, self.knobs),
+            DenseCodes: codes,
+            DenseHead: head,
             DenseFloat: Rule(self.dense_layout, self.schedule_dense_float, self.knobs),
         }
 
@@ -108,11 +126,17 @@ class Core:
         self._schedule_dots(schedule, kernel, layout, choices)
         scale_row, narrow_row = (schedule.get_loops(sblock)[-1] for sblock in (scale, narrow))
         small = largest_accumulator(kernel) < self.reach
-        if small and kernel.multiplier is not None and kernel.multiplier.size > 1:
+        if small and _rounds_high(kernel):
             schedule.tensorize(scale_row, self._scale(kernel, layout.lanes))
         else:
             schedule.unroll(scale_row)
-        schedule.tensorize(narrow_row, self._narrow(kernel, layout.lanes, small))
+        if not isinstance(kernel, DenseInt16):
+            schedule.tensorize(narrow_row, self._narrow(kernel, layout.lanes, small))
+            return
+        schedule.unroll(narrow_row)
+        if interpolates(kernel):
+            schedule.reverse_compute_at(schedule.get_sblock("interpolate"), block, preserve_unit_loops=True)
+            schedule.unroll(schedule.get_loops(schedule.get_sblock("interpolate"))[-1])
 
     def schedule_dense_head(self, schedule: Schedule, kernel: DenseHead, layout: Layout, choices: Choices) -> None:
         if kernel.floating:
@@ -152,7 +176,7 @@ class Core:
         *_, lane, chunk, k = schedule.get_loops(accumulate)
         at_most = RESIDENT_INPUTS if _wide(kernel) else choices["unroll"]
         outer, inner = schedule.split(chunk, [None, _evenly(layout.chunks, at_most)[1]])
-        dots = self.dots(layout.lanes, _wide(kernel))
+        dots = self.dots(layout.lanes, "int32" if _wide(kernel) else kernel.reads)
         if dots is None or layout.chunk == 1:
             schedule.reorder(outer, inner, k, lane)
             schedule.unroll(k)
@@ -196,6 +220,7 @@ class Core:
 
     def _scale(self, kernel: DenseCodes, rows: int) -> str:
         """A block's accumulators, biased and multiplied."""
+        ties_up = kernel.hides_negatives or isinstance(kernel, DenseInt16)
 
         def function(fast: bool) -> tirx.PrimFunc:
             with IRBuilder() as builder, T.prim_func(s_tir=True):
@@ -209,14 +234,14 @@ class Core:
                     if fast:
                         for row in range(rows):
                             high = T.bind(self.high(T.bind(acc[row] + requant[0, row]), requant[1, row]))
-                            T.buffer_store(scaled, high if kernel.hides_negatives else ties_away(high), [row])
+                            T.buffer_store(scaled, high if ties_up else ties_away(high), [row])
                     else:
                         with T.serial(rows) as i, T.sblock("scale"):
                             v = T.axis.spatial(rows, i)
                             T.buffer_store(scaled, kernel.scale(acc[v], lambda j: requant[j, v]), [v])
             return builder.get()
 
-        return registered(f"{self.name}_scale_{rows}_{int(kernel.hides_negatives)}", function)
+        return registered(f"{self.name}_scale_{rows}_{int(ties_up)}", function)
 
     def _narrow(self, kernel: DenseCodes, rows: int, small: bool) -> str:
         """A block's codes, perhaps through the table."""
@@ -256,6 +281,13 @@ class Core:
 
         limits = f"{kernel.shift}_{kernel.zero_point}_{kernel.low}_{kernel.high}_{int(has_table)}_{int(small)}"
         return registered(f"{self.name}_narrow_{rows}_{limits}".replace("-", "m"), function)
+
+
+def _rounds_high(kernel: DenseCodes) -> bool:
+    """Whether `scale` is a rounded high word of a product."""
+    if kernel.multiplier is None or kernel.multiplier.size == 1:
+        return False
+    return not isinstance(kernel, DenseInt16) or (kernel.in_high_word and not kernel.narrowing)
 
 
 def _wide(kernel: Dense) -> bool:

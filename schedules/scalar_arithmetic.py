@@ -17,8 +17,8 @@ from schedules.kernels import DenseCodes, DenseHead, Quantize
 
 
 def largest_accumulator(kernel: DenseCodes | DenseHead) -> int:
-    """The largest magnitude that bias and products can sum up to, for codes of int8 or of 14 bits and a sign."""
-    code = 1 << 14 if kernel.weight.dtype == np.int16 else 128
+    """The largest magnitude that bias and products can sum up to, for codes of int8, int16 or of 14 bits and a sign."""
+    code = 1 << 14 if kernel.weight.dtype == np.int16 else -int(np.iinfo(kernel.reads).min)
     products = code * np.abs(kernel.weight.astype(np.int64)).sum(1)
     return int((np.abs(kernel.bias.astype(np.int64)) + products).max())
 

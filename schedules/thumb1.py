@@ -20,12 +20,12 @@ from schedules.scalar_arithmetic import clamp_by_masks, high_by_halves
 WORD_ROWS = 4
 
 
-def dots(rows: int, wide: bool) -> str | None:
+def dots(rows: int, codes: str) -> str | None:
     """acc[row] + input * weight, for four rows whose weights are a word.
 
     The fences keep the products of the next input behind this one's: LLVM would else sum row by row, and spill.
     """
-    if wide or rows != WORD_ROWS:
+    if codes != "int8" or rows != WORD_ROWS:
         return None
 
     def function(fast: bool) -> tirx.PrimFunc:

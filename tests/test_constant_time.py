@@ -14,9 +14,11 @@ from test_project import hand_written_library
 BOARD = "mps3-an547"
 
 
-@pytest.mark.parametrize("name", ["P1", "P2", "cartpole"])
-def test_a_thousand_observations_take_the_same_instructions(name: str, tmp_path: Path) -> None:
-    library = compiled(name, "int8", "cortex-m55").library
+@pytest.mark.parametrize(
+    ("name", "precision"), [("P1", "int8"), ("P2", "int8"), ("cartpole", "int8"), ("P1", "int16"), ("P2", "int16")]
+)
+def test_a_thousand_observations_take_the_same_instructions(name: str, precision: str, tmp_path: Path) -> None:
+    library = compiled(name, precision, "cortex-m55").library
     counts = instructions_of_each_row(library, random_rows(library, 1000), tmp_path / name, BOARD)
     assert len(counts) == 1000 and counts.min() > 500
     assert np.ptp(counts) < SAME

@@ -10,7 +10,7 @@ accumulators are put where a rounding could go wrong: biases are ties, and a fea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import pytest
 from policies import SANITIZERS, replay
 
 from relay_passes import fixedpoint
-from schedules import Kernel, place
+from schedules import Choices, Kernel, place
 from schedules import kernels as k
 from tinyrl_tvm.device import host, qemu
 from tinyrl_tvm.emit.archive import archive
@@ -45,6 +45,14 @@ def law(kernel: Kernel, x: np.ndarray) -> np.ndarray:
                 scaled = np.clip((x * inverse).astype(np.float64), -(2.0**40), 2.0**40)
             away = np.sign(scaled) * np.floor(np.abs(scaled) + 0.5)  # exact: float32 plus one half fits float64
             return np.clip(away + zero_point, low, high).astype(np.int64)
+        case k.DenseInt16():
+            accumulator = fixedpoint.dense_int8(x, kernel.weight, kernel.bias)
+            if kernel.multiplier is None:
+                value = fixedpoint.shift_right(accumulator.astype(np.int64), kernel.shift)
+            else:
+                value = fixedpoint.requantize_int16(accumulator, kernel.multiplier, 15 - kernel.shift)
+            codes = np.clip(value, kernel.low, kernel.high)
+            return codes if kernel.table is None else fixedpoint.interpolate(codes, kernel.table)
         case k.DenseCodes():
             accumulator = fixedpoint.dense_int8(x, kernel.weight, kernel.bias)
             if kernel.multiplier is None:
@@ -80,8 +88,13 @@ def answer(kind: k.Answer, accumulator: np.ndarray) -> np.ndarray:
 # ---- a library of kernels ----
 
 
-def library_of(kernels: Sequence[Kernel], observations: np.ndarray, target: str = "cortex-m55") -> ModelLibrary:
-    """A library whose expected answers are the law's."""
+def library_of(
+    kernels: Sequence[Kernel],
+    observations: np.ndarray,
+    target: str = "cortex-m55",
+    choices: Mapping[int, Choices] | None = None,
+) -> ModelLibrary:
+    """A library whose expected answers are the law's; `choices` are those of the kernels that have other than defaults."""
     observations = np.asarray(observations, np.float32)
     x: np.ndarray = observations
     for kernel in kernels:
@@ -94,7 +107,7 @@ def library_of(kernels: Sequence[Kernel], observations: np.ndarray, target: str 
         precision="int8",
         inputs=(TensorSpec("obs", (observations.shape[1],), "float32"),),
         action=TensorSpec("action", (x.shape[1],), dtype),
-        kernels=tuple(place(kernel, core.kernels) for kernel in kernels),
+        kernels=tuple(place(kernel, core.kernels, (choices or {}).get(i)) for i, kernel in enumerate(kernels)),
         pedigree="Written by a test.",
     )
     expected = x.astype(dtype)

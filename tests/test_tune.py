@@ -69,6 +69,17 @@ KERNELS: dict[str, k.Kernel] = {
     "layer": codes(33, 20),
     "layer with a table": codes(64, 16, table=True),
     "layer that is streamed": codes(130, 32, relu=True),
+    "layer of int16": k.DenseInt16(
+        weights(20, 33), biases(20), np.full(20, 2**14, np.int32), 24, 0, -32768, 32767, None
+    ),
+    "layer of int16 with a table": k.DenseInt16(
+        weights(17, 12), biases(17), np.full(17, 2**14, np.int32), 23, 0, -32768, 32767, np.arange(257, dtype=np.int16)
+    ),
+    "wide layer to int16": k.DenseInt16(weights(20, 4, "int16"), biases(20), None, 9, 0, 0, 32767, None),
+    "layer from int16 to int8": k.DenseCodesOfInt16(
+        weights(20, 33), biases(20), np.full(20, 2**30, np.int32), 12, 0, -128, 127, None
+    ),
+    "numbers of int16": k.HeadOfInt16(weights(3, 20), biases(3), k.ToFloat(scales(3), -scales(3), None)),
     "numbers": k.DenseHead(weights(3, 20), biases(3), k.ToFloat(scales(3), -scales(3), None)),
     "decisions": k.DenseHead(weights(5, 20), biases(5), k.ArgMax((2, 3))),
     "signs": k.DenseHead(weights(9, 20), biases(9), k.Positive()),
@@ -125,6 +136,14 @@ def test_every_kind_of_kernel_passes_its_exam(bench: Bench, name: str) -> None:
     cost = tried(bench, task_of(kernel))
     size = kernel.weight.size if hasattr(kernel, "weight") else 4
     assert size / 32 < cost < 100 * size + 500
+
+
+@pytest.mark.parametrize("name", ["layer of int16", "layer from int16 to int8", "numbers of int16"])
+def test_kernels_of_int16_are_asked_codes_of_sixteen_bits(name: str) -> None:
+    questions = exam(KERNELS[name], 64).questions
+    assert questions.dtype == np.int16
+    assert (questions.min(), questions.max()) == (-32768, 32767)
+    assert len(np.unique(questions)) > 1000
 
 
 def test_a_cost_is_a_count_and_not_a_time(bench: Bench) -> None:

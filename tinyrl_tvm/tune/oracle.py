@@ -60,17 +60,18 @@ def _questions(kernel: Kernel, n: int, rng: np.random.Generator) -> np.ndarray:
     if isinstance(kernel, k.SoftmaxCodes):
         return _with_ends(rng.integers(-128, 128, (n, kernel.n)), 127).astype(np.int8)
     n_in = kernel.weight.shape[1]
-    if kernel.weight.dtype == np.float32:
+    if isinstance(kernel, k.DenseFloat) or kernel.weight.dtype == np.float32:
         return _with_ends(rng.normal(size=(n, n_in)), 10.0).astype(np.float32)
     wide = isinstance(kernel, k.DenseCodes) and kernel.wide
-    limit = WIDE_LIMIT if wide else 127
+    dtype = np.dtype("int32" if wide else kernel.reads)
+    limit = WIDE_LIMIT if wide else int(np.iinfo(dtype).max)
     codes = rng.integers(-limit, limit + 1, (n, n_in))
-    if wide:
+    if dtype != np.int8:
         codes[n // 2 :] //= 16  # a policy's codes are mostly small, and large ones all saturate
     codes = _with_ends(codes, limit)
     if not wide:
-        codes[0] = -128
-    return codes.astype(np.int32 if wide else np.int8)
+        codes[0] = -limit - 1
+    return codes.astype(dtype)
 
 
 def _observations(kernel: k.Quantize, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -120,6 +121,10 @@ def _codes_of(kernel: k.Quantize, x: np.ndarray) -> np.ndarray:
 
 
 def _codes(kernel: k.DenseCodes, accumulator: np.ndarray) -> np.ndarray:
+    if isinstance(kernel, k.DenseInt16):
+        product: np.ndarray = accumulator.astype(np.int64) * (1 if kernel.multiplier is None else kernel.multiplier)
+        codes = np.clip(fixedpoint.shift_right(product, kernel.shift), kernel.low, kernel.high).astype(np.int16)
+        return codes if kernel.table is None else fixedpoint.interpolate(codes, kernel.table)
     if kernel.multiplier is None:
         value = fixedpoint.shift_right(accumulator.astype(np.int64), kernel.shift)
     else:
