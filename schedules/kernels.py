@@ -30,6 +30,7 @@ from schedules.arithmetic import (
     rounding_shift_right,
     ties_away,
 )
+from schedules.elementwise import Elementwise
 from schedules.softmax import Softmax, SoftmaxCodes
 
 
@@ -590,7 +591,7 @@ class HeadOfInt16(DenseHead):
     reads: ClassVar[str] = "int16"
 
 
-Kernel = Quantize | Clamp | DenseCodes | DenseHead | DenseFloat | Softmax | SoftmaxCodes
+Kernel = Quantize | Clamp | DenseCodes | DenseHead | DenseFloat | Elementwise | Softmax | SoftmaxCodes
 
 _PER_OUTPUT = {"multiplier", "offset", "scale", "low", "high"}
 

@@ -16,7 +16,7 @@ from tvm.s_tir import Schedule
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from schedules import mve_float, portable
+from schedules import mve_elementwise, mve_float, portable
 from schedules import mve_intrinsics as mve
 from schedules.kernels import ArgMax, Clamp, DenseCodes, DenseFloat, DenseHead, Layout, Quantize
 from schedules.knobs import ROLLED, Choices, Knobs, Rule
@@ -383,6 +383,7 @@ def _narrow8(kernel: DenseCodes) -> str:
 
 RULES: dict[type, Rule] = {
     **portable.EVERYWHERE,
+    **mve_elementwise.RULES,
     Quantize: Rule(portable.observation_layout, schedule_observation),
     Clamp: mve_float.CLAMP,
     DenseCodes: Rule(dense_codes_layout, schedule_dense_codes, dense_codes_knobs, dense_codes_attributes),

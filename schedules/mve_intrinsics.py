@@ -65,6 +65,11 @@ def gather_bytes(table: Any, offsets: Any) -> Any:
     return _call(_GATHER, "int8x16", table, offsets, 8, 0, 0)
 
 
+def gather_words(table: Any, offsets: Any) -> Any:
+    """`vldrb.s32 q, [table, offsets]`: four look-ups of bytes, widened to words."""
+    return _call(_GATHER, "int32x4", table, offsets, 8, 0, 0)
+
+
 def fence(value: Any) -> Any:
     """No instruction: zero bytes of space with a side effect, which loads are not moved across."""
     return _call(_SPACE, "int32", 0, value)

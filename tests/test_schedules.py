@@ -95,6 +95,7 @@ def library_of(kernels: Sequence[Kernel], observations: np.ndarray, target: str 
         inputs=(TensorSpec("obs", (observations.shape[1],), "float32"),),
         action=TensorSpec("action", (x.shape[1],), dtype),
         kernels=tuple(place(kernel, core.kernels) for kernel in kernels),
+        sources=tuple((index - 1,) for index in range(len(kernels))),
         pedigree="Written by a test.",
     )
     expected = x.astype(dtype)
