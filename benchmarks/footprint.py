@@ -4,9 +4,10 @@
     python benchmarks/footprint.py --policies 12 --seed 1
     CMSIS_NN_PATH=... [CMSIS_NN_CC="clang --target=..."] python benchmarks/footprint.py --cmsis-nn
 
-Each policy is of a random shape, activation, head and precision, one in four with two observations. Of each precision and
-target a line says how far the builds were from their prediction, as a part of its margin: beyond 1 a contract does not hold,
-and the exit status is 1. `tinyrl_tvm/emit/footprint.py` has its ranges from here, from seeds other than those that test them.
+Each policy is of a random shape, activation, head and precision, one in four with two observations, one in four with skip
+connections or gates. Of each precision and target a line says how far the builds were from their prediction, as a part of
+its margin: beyond 1 a contract does not hold, and the exit status is 1. `tinyrl_tvm/emit/footprint.py` has its ranges from
+here, from seeds other than those that test them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 import click
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # whose policies have every head
+import merged_policies
 import policies
 
 from tinyrl_tvm import project as projects
@@ -37,6 +39,7 @@ HEADS = {
     "squashed": policies.squashed(),
     "unscaled": policies.unscaled(-2.0, 2.0),
 }
+MERGED = {name: getattr(merged_policies, name) for name in ("residual", "pre_activated", "gate")}
 WIDTHS = (4, 8, 16, 20, 24, 32, 48, 64, 100)
 OF_ANY_CORE = ("portable", "host")
 ESTIMATED = ("flash", "stack")  # RAM is exact
@@ -52,6 +55,7 @@ class Build:
     activation: str
     head: str
     n_first_input: int | None  # of two
+    merged: str | None
     seed: int
     cmsis_nn: bool = False
 
@@ -59,7 +63,12 @@ class Build:
         n_obs, n = self.sizes[0], self.n_first_input
         inputs = {"a": (n,), "b": (n_obs - n,)} if n else None
         kinds = {"activation": self.activation, "head": HEADS[self.head], "inputs": inputs, "seed": self.seed}
-        model = policies.dense_policy(self.sizes, **kinds)
+        if self.merged:
+            n_obs, width, *_, n_out = self.sizes
+            body = MERGED[self.merged](n_obs, width, n_out)
+            model = merged_policies.merged_policy(body, n_obs, n_out, head=HEADS[self.head], seed=self.seed)
+        else:
+            model = policies.dense_policy(self.sizes, **kinds)
         options = {"cmsis_nn": True} if self.cmsis_nn else {}
         with tempfile.TemporaryDirectory(prefix="tinyrl-footprint-") as name:
             folder = Path(name)
@@ -91,7 +100,8 @@ def _build(rng: random.Random, seed: int, target: str, board: str, precision: st
     sizes = (n_obs, *hidden, rng.randint(1, 12))
     two = rng.randint(1, n_obs - 1) if n_obs > 1 and rng.random() < 0.25 else None
     activation, head = rng.choice(ACTIVATIONS[precision]), rng.choice(list(HEADS))
-    return Build(target, board, precision, sizes, activation, head, two, seed, cmsis_nn)
+    merged = None if two or rng.random() > 0.25 else rng.choice(list(MERGED))
+    return Build(target, board, precision, sizes, activation, head, two, merged, seed, cmsis_nn)
 
 
 @click.command(help=__doc__)

@@ -16,11 +16,11 @@ import numpy as np
 import tvm
 from tvm.ir import Var
 
-from .chain import Function, read_chain
 from .dataflow import bindings, op_name, shape_of
 from .evaluate import evaluate
 from .head import Continuous, read_head
 from .lower_dense import call_arguments, call_name
+from .network import Function, read_network
 from .oracle import LAW
 
 FAR = np.array([-2e6, -1e6, 1e6, 2e6])  # a function that does not change out there is level
@@ -59,9 +59,9 @@ def clipped(policy: tvm.IRModule, module: tvm.IRModule, *rows: np.ndarray) -> tu
 
 def _quantising(policy: tvm.IRModule, module: tvm.IRModule) -> Iterator[tuple[Var, _Place]]:
     """Every variable that a quantising call writes: which and where."""
-    chain = read_chain(policy)
-    head = read_head(chain)
-    functions = [layer.function for layer in chain.layers[:-1]]
+    network = read_network(policy)
+    head = read_head(network)
+    functions = [node.function for node in network.nodes[:-1]]
     functions += [head.function] if isinstance(head, Continuous) else []
     remaining = iter(functions)
     layer = ""

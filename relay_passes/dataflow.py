@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read `main` as one straight line of bindings, and write it again.
 
-A policy has no branches: `main` is a list `var = op(args)` and one output.  A pass therefore needs three things only:
+A policy has no control flow: `main` is a list `var = op(args)` and one output.  A pass therefore needs three things only:
 what a variable stands for (`definitions`), which constant an expression is (`constant`), and a way to write the line
 again with some bindings replaced (`rewrite_main`).
 
@@ -131,6 +131,12 @@ def rewrite_main(
     del module["main"]  # with its global variable, whose type is the old one
     module.update(written)
     return relax.transform.DeadCodeElimination(["main"])(module)  # drops functions nobody calls any more
+
+
+def without_twins(module: tvm.IRModule) -> tvm.IRModule:
+    """`main` with one binding for all that compute the same of the same."""
+    # a twin becomes an alias of the first, and then nothing
+    return rewrite_main(tvm.transform.Sequential([relax.transform.EliminateCommonSubexpr()])(module))
 
 
 def _substitute(expr: relax.Expr, renamed: Mapping[Var, Var]) -> relax.Expr:

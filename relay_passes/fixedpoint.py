@@ -190,6 +190,20 @@ def quantize_observation(
     return np.clip(_nearest_away(scaled) + zero_point, low, high).astype(np.int8 if bits == 8 else np.int16)
 
 
+def add_codes(
+    x: np.ndarray, y: np.ndarray, zero_points: tuple[int, int], factors: tuple[int, int], shift: int
+) -> np.ndarray:
+    """((x - zero_x) * factor_x + (y - zero_y) * factor_y) / 2^shift to the nearest integer, ties away from zero: int8 or
+    int16 (...) twice, factors that keep the sum within int32 -> int32 (...).
+
+    `arm_elementwise_add_s8` and `_s16` with even factors: codes shifted to the left by 20 or 15 bits under multipliers
+    factor * 2^11 or 2^16 are products without a rounding, and half their even sum has none either.
+    """
+    first, second = (_integers("codes", codes, -(2**15), 2**15 - 1) for codes in (x, y))
+    total = (first - zero_points[0]) * factors[0] + (second - zero_points[1]) * factors[1]
+    return shift_right(_integers("sum", total, INT32_MIN, INT32_MAX), shift, ties="away").astype(np.int32)
+
+
 def lookup(codes: np.ndarray, table: np.ndarray) -> np.ndarray:
     """table[code + 128]: int8 (...), int8 (256,) -> int8 (...). Any activation of one int8 variable is such a table."""
     codes = _integers("codes", codes, -128, 127)

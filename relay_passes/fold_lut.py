@@ -23,9 +23,9 @@ from tvm import relax
 from tvm.ir import Var
 from tvm.relax import op
 
-from .chain import Binding, UnsupportedGraph, elementwise
 from .dataflow import bindings, dtype_of, known, op_name, rewrite_main, shape_of
 from .head import split_bounds
+from .network import Binding, UnsupportedGraph, elementwise
 
 TABLE_MAX = 32767
 OFFSET_MAX = 2**30

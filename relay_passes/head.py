@@ -18,9 +18,9 @@ import numpy as np
 from tvm import relax
 from tvm.ir import Tuple, TupleGetItem, Var
 
-from .chain import Binding, Chain, Function, UnsupportedGraph, elementwise
 from .dataflow import constant, op_name, shape_of
 from .evaluate import evaluate_expr
+from .network import Binding, Function, Network, UnsupportedGraph, elementwise
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,16 @@ Head = Decision | Continuous | Probabilities
 _SPLITS = ("split", "strided_slice")
 
 
-def read_head(chain: Chain) -> Head:
-    """The head of a chain. Raises UnsupportedGraph."""
-    n = len(chain.layers[-1].bias)
-    body = without_reshapes(chain.head)
+def read_head(network: Network) -> Head:
+    """The head of a network. Raises UnsupportedGraph."""
+    n = len(network.last.bias)
+    body = without_reshapes(network.head)
     if any(op_name(value) == "nn.softmax" for _, value in body):
-        return _probabilities(chain, body, n)
+        return _probabilities(network, body, n)
     decision = read_decision(body, n)
     if decision is None:
-        return _continuous(body, chain.last, n)
-    if not _decides(chain, decision, n):
+        return _continuous(body, network.last.function.result, n)
+    if not _decides(network, decision, n):
         raise UnsupportedGraph(f"arg max of slices of {n} outputs; every output must take part, once and in order")
     return decision
 
@@ -126,18 +126,18 @@ def _runs(body: Sequence[Binding], n: int) -> tuple[int, ...]:
     return tuple(extents)
 
 
-def _decides(chain: Chain, decision: Decision, n: int) -> bool:
+def _decides(network: Network, decision: Decision, n: int) -> bool:
     """Whether the head makes this decision of random outputs: runs are lengths, and say nothing of order."""
     rows = np.random.default_rng(0).normal(size=(64, n))
-    values = {chain.last: rows[:, np.newaxis]}
-    for var, value in chain.head:
+    values = {network.last.function.result: rows[:, np.newaxis]}
+    for var, value in network.head:
         values[var] = evaluate_expr(value, values, np.float64)
     runs = np.split(rows, np.cumsum(decision.runs)[:-1], axis=1)
     wanted = rows > 0 if decision.positive else np.stack([run.argmax(1) for run in runs], axis=1)
-    return np.array_equal(values[chain.head[-1][0]].reshape(64, -1), wanted)
+    return np.array_equal(values[network.head[-1][0]].reshape(64, -1), wanted)
 
 
-def _probabilities(chain: Chain, body: Sequence[Binding], n: int) -> Probabilities:
+def _probabilities(network: Network, body: Sequence[Binding], n: int) -> Probabilities:
     names = [op_name(value) for _, value in body]
     begin = next(i for i, name in enumerate(names) if name in _SPLITS or name == "nn.softmax")
     runs: list[int] = []
@@ -148,26 +148,26 @@ def _probabilities(chain: Chain, body: Sequence[Binding], n: int) -> Probabiliti
             runs += [run] * (int(np.prod(shape_of(value))) // run)
         elif name not in (*_SPLITS, "concat") and not isinstance(value, Tuple | TupleGetItem):
             raise UnsupportedGraph(f"'{name}' after a softmax cannot be compiled; probabilities are the action itself")
-    row = body[begin - 1][0] if begin else chain.last
-    if not _is_softmax(chain, row, tuple(runs), n):
+    row = body[begin - 1][0] if begin else network.last.function.result
+    if not _is_softmax(network, row, tuple(runs), n):
         raise UnsupportedGraph(
             f"softmax of slices of {n} outputs; every output must take part, once and in order, and no other way"
         )
-    return Probabilities(tuple(runs), _continuous(body[:begin], chain.last, n), row)
+    return Probabilities(tuple(runs), _continuous(body[:begin], network.last.function.result, n), row)
 
 
-def _is_softmax(chain: Chain, row: Var, runs: tuple[int, ...], n: int) -> bool:
+def _is_softmax(network: Network, row: Var, runs: tuple[int, ...], n: int) -> bool:
     """Whether the head makes probabilities of these runs of random numbers: runs are lengths, and say nothing of order."""
     if sum(runs) != n:
         return False
     rows = np.random.default_rng(0).normal(size=(64, n))
     values = {row: rows.reshape(64, *shape_of(row))}
-    at = next((i for i, (var, _) in enumerate(chain.head) if var.same_as(row)), -1)
-    for var, value in chain.head[at + 1 :]:
+    at = next((i for i, (var, _) in enumerate(network.head) if var.same_as(row)), -1)
+    for var, value in network.head[at + 1 :]:
         values[var] = evaluate_expr(value, values, np.float64)
     powers = [np.exp(run) for run in np.split(rows, np.cumsum(runs)[:-1], axis=1)]
     wanted = np.concatenate([power / power.sum(1, keepdims=True) for power in powers], axis=1)
-    return np.allclose(values[chain.head[-1][0]].reshape(64, -1), wanted)
+    return np.allclose(values[network.head[-1][0]].reshape(64, -1), wanted)
 
 
 def _continuous(body: Sequence[Binding], last: Var, n: int) -> Continuous:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn every dense layer, with all that follows it, into one call of a kernel.
+"""Turn every node, a dense layer or a merge, with all that follows it, into one call of a kernel.
 
     matmul(int8) -> add -> tinyrl.requantize -> tinyrl.lookup     becomes   tinyrl.dense_codes
     matmul(int16) -> add -> tinyrl.shift                          becomes   tinyrl.dense_int16
@@ -7,7 +7,11 @@
     matmul(int8) -> add -> astype -> multiply -> minimum ...      becomes   tinyrl.head_scale
     matmul(int8) -> add -> tinyrl.requantize -> tinyrl.interpolate -> add -> astype -> multiply ...   tinyrl.head_table
     matmul(int8) -> add -> tinyrl.requantize -> tinyrl.softmax    becomes   tinyrl.dense_codes -> tinyrl.softmax
+    tinyrl.add -> tinyrl.lookup                                   becomes   tinyrl.add_codes
+    tinyrl.multiply                                               becomes   tinyrl.multiply_codes
+    tinyrl.lookup, of codes that others read                      becomes   tinyrl.map_codes
     matmul -> add -> tanh                                         becomes   tinyrl.dense_float
+    add -> nn.relu                                                becomes   tinyrl.add_float
     matmul -> add -> tanh -> multiply -> add -> clip              becomes   tinyrl.head_float
     matmul -> add -> nn.softmax                                   becomes   tinyrl.head_float -> tinyrl.softmax_float
 
@@ -19,7 +23,7 @@ words of the operators it replaces; how it is laid out and scheduled is a later 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,11 +32,13 @@ from tvm import relax
 from tvm.ir import StringImm, Var
 from tvm.relax import op
 
-from .chain import Binding, Function, UnsupportedGraph, read_chain
-from .dataflow import bindings, dtype_of, known, op_name, rewrite_main
+from .dataflow import bindings, dtype_of, known, op_name, rewrite_main, shape_of, use_counts
 from .head import Decision, Probabilities, read_decision, read_head, split_bounds
+from .network import Binding, Function, Layer, Merge, UnsupportedGraph, read_network
 
 FLOAT_FUNCTIONS = {(): "identity", ("nn.relu",): "relu", ("tanh",): "tanh", ("sigmoid",): "sigmoid"}
+_MERGES, _TABLES = ("tinyrl.add", "tinyrl.multiply"), ("tinyrl.lookup", "tinyrl.interpolate")
+_WORDS = {"int8": "codes", "int16": "int16"}
 NONE: np.ndarray = np.zeros(0, np.float32)
 F32_MAX = float(np.finfo(np.float32).max)  # no bound, for an observation that is finite
 
@@ -43,11 +49,10 @@ class LowerDense:
 
     def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         line = list(bindings(module["main"]))
-        starts = [i for i, (_, value) in enumerate(line) if op_name(value) == "matmul"]
         if any(call_name(value) == "tinyrl.quantize" for _, value in line):
-            replaced = _integer_kernels(line, starts)
+            replaced = _integer_kernels(line, use_counts(module["main"]))
         else:
-            replaced = _float_kernels(module, line, starts)
+            replaced = _float_kernels(module, line)
         return rewrite_main(module, lambda var, _: replaced.get(var), output=line[-1][0])
 
 
@@ -62,9 +67,14 @@ def call_arguments(value: relax.Expr) -> list[relax.Expr]:
     return list(value.args[1].fields)
 
 
-def _integer_kernels(line: Sequence[Binding], starts: list[int]) -> dict[Var, relax.Expr]:
+def _integer_kernels(line: Sequence[Binding], readers: Mapping[Var, int]) -> dict[Var, relax.Expr]:
     kernels: dict[Var, relax.Expr] = {}
+    starts = [i for i, (_, value) in enumerate(line) if op_name(value) == "matmul" or _is_elementwise(value, readers)]
     for start, end in zip(starts, [*starts[1:], len(line)], strict=True):
+        if op_name(line[start][1]) != "matmul":
+            result = line[end - 1][0]
+            kernels[result] = _elementwise_kernel(dtype_of(result), [value for _, value in line[start:end]])
+            continue
         matmul, add = line[start][1], line[start + 1][1]
         tail = line[start + 2 : end]
         weight, bias = known(matmul.args[1]).T, known(add.args[1])
@@ -82,6 +92,20 @@ def _integer_kernels(line: Sequence[Binding], starts: list[int]) -> dict[Var, re
         else:
             kernels[line[-1][0]] = _integer_head(matmul.args[0], weight, bias, tail)
     return kernels
+
+
+def _is_elementwise(value: relax.Expr, readers: Mapping[Var, int]) -> bool:
+    """Whether it is a kernel of its own: a merge, or a table that is not the only one to read its codes."""
+    name = call_name(value)
+    return name in _MERGES or (name in _TABLES and readers[call_arguments(value)[0]] > 1)
+
+
+def _elementwise_kernel(dtype: str, values: Sequence[relax.Expr]) -> relax.Expr:
+    name, arguments = call_name(values[0]), call_arguments(values[0])
+    kind = f"tinyrl.{'map' if name in _TABLES else name.removeprefix('tinyrl.')}_{_WORDS[dtype]}"
+    if name in _MERGES:
+        arguments.append(call_arguments(values[1])[1] if len(values) > 1 else relax.const(NONE.astype(dtype)))
+    return _call(kind, shape_of(arguments[0])[1], dtype, *arguments)
 
 
 def _codes(tail: Sequence[Binding]) -> list[Any]:
@@ -110,27 +134,31 @@ def _integer_head(x: Var, weight: np.ndarray, bias: np.ndarray, tail: Sequence[B
     return _call(f"tinyrl.head_table{suffix}", n, "float32", x, weight, bias, *arrays, *bounds)
 
 
-def _float_kernels(module: tvm.IRModule, line: Sequence[Binding], starts: list[int]) -> dict[Var, relax.Expr]:
-    chain = read_chain(module)
+def _float_kernels(module: tvm.IRModule, line: Sequence[Binding]) -> dict[Var, relax.Expr]:
+    network = read_network(module)
     kernels: dict[Var, relax.Expr] = {}
-    x: relax.Expr = _joined(chain.inputs)
-    if np.isfinite(chain.limits).any():
-        x = _call(
+    observations: relax.Expr = _joined(network.inputs)
+    if np.isfinite(network.limits).any():
+        observations = _call(
             "tinyrl.clamp",
-            chain.limits[0].size,
+            network.limits[0].size,
             "float32",
-            x,
-            *(_bound(np.clip(v, -F32_MAX, F32_MAX)) for v in chain.limits),
+            observations,
+            *(_bound(np.clip(v, -F32_MAX, F32_MAX)) for v in network.limits),
         )
-    for layer in chain.layers[:-1]:
-        name = _float_function(layer.function)
-        arrays = (np.ascontiguousarray(layer.weight.T), layer.bias)
-        result = layer.function.result
-        kernels[result] = _call("tinyrl.dense_float", len(layer.bias), "float32", x, *arrays, StringImm(name))
-        x = result
-    last, n = chain.layers[-1], len(chain.layers[-1].bias)
+    for node in network.nodes[:-1]:
+        name, result = StringImm(_float_function(node.function)), node.function.result
+        of = [observations if source is None else source for source in node.sources]
+        if isinstance(node, Layer):
+            arrays = (np.ascontiguousarray(node.weight.T), node.bias)
+            kernels[result] = _call("tinyrl.dense_float", len(node.bias), "float32", *of, *arrays, name)
+        else:
+            kind = node.operator if isinstance(node, Merge) else "map"
+            kernels[result] = _call(f"tinyrl.{kind}_float", shape_of(of[0])[1], "float32", *of, name)
+    last, n = network.last, len(network.last.bias)
+    x = observations if last.source is None else last.source
     weight = np.ascontiguousarray(last.weight.T)
-    head = read_head(chain)
+    head = read_head(network)
     if isinstance(head, Decision):
         kernels[line[-1][0]] = _decision(x, weight, last.bias, head)
         return kernels

@@ -50,6 +50,37 @@ def _shift(accumulator: np.ndarray, shift: int, zero_point: int, low: int, high:
     return _narrow(fixedpoint.shift_right(accumulator.astype(np.int64), shift), zero_point, low, high)
 
 
+def _add(
+    x: np.ndarray,
+    y: np.ndarray,
+    zero_x: int,
+    zero_y: int,
+    factor_x: int,
+    factor_y: int,
+    shift: int,
+    zero_point: int,
+    low: int,
+    high: int,
+) -> np.ndarray:
+    total = fixedpoint.add_codes(x, y, (zero_x, zero_y), (factor_x, factor_y), shift)
+    return _narrow(total, zero_point, low, high)
+
+
+def _multiply(
+    x: np.ndarray,
+    y: np.ndarray,
+    zero_x: int,
+    zero_y: int,
+    multiplier: int,
+    shift: int,
+    zero_point: int,
+    low: int,
+    high: int,
+) -> np.ndarray:
+    product = (x.astype(np.int32) - zero_x) * (y.astype(np.int32) - zero_y)
+    return _narrow(fixedpoint.requantize(product, multiplier, -shift), zero_point, low, high)
+
+
 def _narrow(values: np.ndarray, zero_point: int, low: int, high: int) -> np.ndarray:
     return np.clip(values.astype(np.int64) + zero_point, low, high).astype(np.int8 if high <= 127 else np.int16)
 
@@ -69,6 +100,8 @@ LAW: dict[str, Callable[..., np.ndarray]] = {
     "tinyrl.shift": _shift,
     "tinyrl.requantize": _requantize,
     "tinyrl.requantize_int16": _requantize_int16,
+    "tinyrl.add": _add,
+    "tinyrl.multiply": _multiply,
     "tinyrl.lookup": fixedpoint.lookup,
     "tinyrl.interpolate": fixedpoint.interpolate,
     "tinyrl.softmax": _softmax,

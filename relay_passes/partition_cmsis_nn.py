@@ -8,6 +8,7 @@
     tinyrl.dense_int16(the same)     becomes     cmsis_nn.arm_fully_connected_s16(...), for which one has to serve
 
     tinyrl.softmax(codes, runs, multiplier, shift, least_difference)      becomes   cmsis_nn.arm_softmax_s8(the same)
+    tinyrl.add_codes(...), tinyrl.multiply_int16(...)      become   cmsis_nn.arm_elementwise_add_s8(the same), ..._mul_s16
 
 multiplier and shift are what `arm_nn_requantize` takes, (n_out,) int32 or (1,): a shift to the right is negative there.
 A table is left to C behind the call: codes to codes; so is the last step of a softmax, from codes to floats.
@@ -37,6 +38,13 @@ PREFIX = "cmsis_nn."
 PER_TENSOR, PER_CHANNEL = "arm_fully_connected_s8", "arm_fully_connected_per_channel_s8"
 OF_INT16 = "arm_fully_connected_s16"
 SOFTMAX = "arm_softmax_s8"
+# the operator and the codes of ours that each computes
+ELEMENTWISE = {
+    "arm_elementwise_add_s8": ("add", "codes"),
+    "arm_elementwise_add_s16": ("add", "int16"),
+    "arm_elementwise_mul_s8": ("multiply", "codes"),
+    "arm_elementwise_mul_s16": ("multiply", "int16"),
+}
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,13 @@ def _offload(name: str, result: Var, arguments: Sequence[relax.Expr]) -> Offload
         runs = known(arguments[1])
         calls = "" if len(runs) == 1 else f", a call for each of {len(runs)}"
         return Offload(f"softmax {n}", SOFTMAX, f"it reads codes{calls}; C makes floats of the codes it gives")
+    if kind.startswith("map_"):
+        return Offload(f"function of {n}", None, "CMSIS-NN has no table of codes")
+    for function, (operator, of) in ELEMENTWISE.items():
+        if kind == f"{operator}_{of}":
+            table = "; a table in C follows" if known(arguments[-1]).size else ""
+            verb = "sum" if operator == "add" else "product"
+            return Offload(f"{verb} of {n}", function, f"two tensors of one scale each{table}")
     return _offload_dense(kind, arguments)
 
 
@@ -120,7 +135,7 @@ def _requantization(arguments: Sequence[relax.Expr]) -> tuple[np.ndarray, np.nda
 
 
 def _call(function: str, result: Var, arguments: Sequence[relax.Expr]) -> relax.Expr:
-    if function == SOFTMAX:
+    if function == SOFTMAX or function in ELEMENTWISE:
         return op.call_dps_packed(PREFIX + function, list(arguments), out_ty=result.ty)
     x, weight, bias, _, _, *rest = arguments
     multiplier, shift = (relax.const(values) for values in _requantization(arguments))

@@ -18,8 +18,8 @@ import tvm
 from tvm import relax
 from tvm.ir import Var
 
-from .chain import UnsupportedGraph
 from .dataflow import bindings, constant, definitions, dtype_of, op_name, variables
+from .network import UnsupportedGraph
 
 
 @dataclass(frozen=True)

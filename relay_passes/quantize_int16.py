@@ -22,15 +22,20 @@ Source: TFLite's 16x8 specification, for symmetric codes of zero point 0; `fixed
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir import Var
 from tvm.relax import op
 
-from .chain import Chain, Function, Layer, UnsupportedGraph, read_chain
+from .dataflow import shape_of
 from .fixedpoint import quantize_multiplier, reduce_multiplier
-from .quantize_int8 import SHIFT_ERROR, WIDE_LIMIT, Calibrated, Seen, error_of, observe, outputs_of
+from .head import read_head
+from .network import Function, Layer, Network, Node, UnsupportedGraph, read_network
+from .quantize_int8 import SHIFT_ERROR, WIDE_LIMIT, Calibrated, error_of
+from .replay import Replay
 from .write_int8 import Codes, far_zero, saturation, scalar
 
 CODE = 32767
@@ -40,6 +45,8 @@ HEADROOM = 2.0
 REACH = 2**30
 # Codes are computed in float32: an observation may lie so many codes from zero.
 FARTHEST = 2**18
+# The factors of a sum are at most this together: CMSIS-NN shifts a code by 15 bits to the left.
+LARGEST_FACTORS = 2**15
 # The largest multiplier has 15 bits; the smallest is at most so many times smaller.
 LEAST_MULTIPLIERS = 128.0
 # Where one cannot have the codes that its range asks for, the others have this many times fewer at most.
@@ -58,10 +65,10 @@ class QuantizeInt16:
         self.rows, self.one_multiplier = rows, one_multiplier
 
     def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
-        chain = read_chain(module)
-        seen = observe(module, chain, self.rows)
+        network = read_network(module)
+        replay = Replay(module, network, read_head(network), self.rows)
         module = module.clone()
-        module[module.get_global_var("main")] = _Calibrated(chain, seen, self.one_multiplier).write()
+        module[module.get_global_var("main")] = _Calibrated(network, replay, self.one_multiplier).write()
         return relax.transform.DeadCodeElimination(["main"])(module)
 
 
@@ -70,9 +77,10 @@ class _Calibrated(Calibrated):
 
     dtype = "int16"
     wide_code = WIDE_LIMIT / HEADROOM
+    largest_factors = LARGEST_FACTORS
 
-    def __init__(self, chain: Chain, seen: dict[Var | None, Seen], one_multiplier: bool) -> None:
-        super().__init__(chain, seen, wide_first_layer=not one_multiplier)
+    def __init__(self, network: Network, replay: Replay, one_multiplier: bool) -> None:
+        super().__init__(network, replay, wide_first_layer=not one_multiplier)
         self.one_multiplier = one_multiplier
 
     def quantized_observations(self, obs: Var) -> Codes:
@@ -100,10 +108,7 @@ class _Calibrated(Calibrated):
         scale = np.maximum(magnitude.max(0) / largest_weight, (magnitude.sum(0) * largest_code + held) / REACH)
         return np.where(scale > 0, scale, max(float(scale.max()), 1e-9))  # an output of zeros takes any scale
 
-    def wide_layer(self, obs: Var, layer: Layer, inverse: np.ndarray, zero_point: np.ndarray) -> Codes:
-        n = len(inverse)
-        codes = self.call("tinyrl.quantize", obs, inverse, zero_point, -WIDE_LIMIT, WIDE_LIMIT, dtype="int32", n=n)
-        wide = Codes(codes, 1 / inverse.astype(np.float64), zero_point.astype(np.float64))
+    def wide_layer(self, wide: Codes, layer: Layer) -> Codes:
         return self.coded(wide, layer, CODE, WIDE_LIMIT, "int32")
 
     def layer(self, codes: Codes, layer: Layer) -> Codes:
@@ -128,11 +133,30 @@ class _Calibrated(Calibrated):
             accumulator = self.accumulate(codes, weight, layer.bias, scale, dtype)
             multiplier, shift = multipliers(scale / code_scale)
             read_at = self.call("tinyrl.requantize_int16", accumulator, multiplier, shift, *bounds, dtype="int16", n=n)
-        value = self.emit(op.dequantize(read_at, scalar(code_scale), relax.const(np.int16(0)), out_dtype="float32"))
+        return self.function_codes(Codes(read_at, np.asarray(code_scale), np.zeros(1)), function)
+
+    def function_codes(self, codes: Codes, function: Function) -> Codes:
+        code_scale = float(codes.scale)
+        value = self.emit(op.dequantize(codes.var, scalar(code_scale), relax.const(np.int16(0)), out_dtype="float32"))
         value = self.function(value, function)
         step = float(np.abs(_entries(function, code_scale)).max()) / CODE or 1.0
         result = self.emit(op.quantize(value, scalar(step), relax.const(np.int16(0)), out_dtype="int16"))
         return Codes(result, np.asarray(step), np.zeros(1))
+
+    def output(self, node: Node, floor: np.ndarray) -> Codes:
+        """A merge's codes: twice as far as calibration saw, or as a function is read at."""
+        function = node.function
+        shown = function.operators in ((), ("nn.relu",))
+        reach = HEADROOM * float(self.seen[function.result if shown else function.source].reach.max())
+        if not shown:
+            reach = limit(function, reach)
+        return Codes(function.source, np.asarray(max(reach / CODE, float(floor.max())) or 1.0), np.zeros(1))
+
+    def answer_codes(self, name: str, how: tuple[Any, ...], output: Codes, function: Function) -> Codes:
+        relu = function.operators == ("nn.relu",)
+        bounds, n = (0 if relu else -CODE - 1, CODE), shape_of(how[0])[1]
+        codes = Codes(self.call(name, *how, *bounds, dtype="int16", n=n), output.scale, output.zero_point)
+        return codes if relu or not function.body else self.function_codes(codes, function)
 
     def scaled(self, codes: Codes, layer: Layer, weight: np.ndarray, finest: np.ndarray, dtype: str) -> Codes:
         """A layer of ReLU or no function: a scale an output, and a shift, unless the outputs would feel that there is no
@@ -140,7 +164,11 @@ class _Calibrated(Calibrated):
         seen, relu = self.seen[layer.function.source], bool(layer.function.body)
         reach = HEADROOM * (np.maximum(seen.high, 0.0) if relu else seen.reach)
         reach = np.where(reach > 0, reach, max(float(reach.max()), CODE * float(finest.min())))
-        together = [reach**own * reach.max() ** (1 - own) / CODE for own in (1.0, 0.75, 0.5, 0.25, 0.0)]
+        whole = self.is_whole(layer)
+        shares = (0.0,) if whole else (1.0, 0.75, 0.5, 0.25, 0.0)
+        together = [reach**own * reach.max() ** (1 - own) / CODE for own in shares]
+        if whole:
+            finest = np.full_like(finest, finest.max())
         shift = _shift(reach / (CODE * finest))
         shifted = [(finest, np.ldexp(finest, shift), shift)]
         for output in together:
@@ -160,25 +188,32 @@ class _Calibrated(Calibrated):
                 result = self.call(
                     "tinyrl.requantize_int16", accumulator, multiplier, shift, *bounds, dtype="int16", n=len(finest)
                 )
-                return Codes(result, output, np.zeros(1))
+                return Codes(result, output[0] if whole else output, np.zeros(1))
         scale, output, shift = shifted[best]
         accumulator = self.accumulate(codes, weight, layer.bias, scale, dtype)
         result = self.call("tinyrl.shift", accumulator, shift, *bounds, dtype="int16", n=len(finest))
-        return Codes(result, output, np.zeros(1))
+        return Codes(result, output[0] if whole else output, np.zeros(1))
 
     def felt(self, codes: Codes, layer: Layer, scale: np.ndarray, output: np.ndarray) -> float:
         """Error of the outputs for weights at `scale`, codes at `output`, and the next weights under them."""
-        rows, behind = self.into[layer.function.result].rows, self.behind[layer.function.result]
-        exact = outputs_of(rows, [layer, *behind])
+        before = self.replay.before(layer)
+        rows, at = before.rows, before.at
+        exact = self.replay.through(layer, rows, at)
         step = scale / np.reshape(codes.scale, (-1, 1))
-        far = far_zero(codes.zero_point, len(step)) * codes.scale
+        far = far_zero(codes.zero_point, len(layer.weight)) * codes.scale
         weight = np.rint(layer.weight / step) * step
         values = (rows + far) @ weight - far @ layer.weight + layer.bias
         low = 0 if layer.function.body else -CODE - 1
         values = np.clip(np.rint(values / output), low, CODE)
-        weight = behind[0].weight * output.reshape(-1, 1)
-        step = self.weight_scale(weight, np.zeros(1), behind[0].bias)
-        return error_of(outputs_of(values, behind, np.rint(weight / step) * step), exact)
+        if self.is_whole(layer):
+            return error_of(self.replay.outputs(layer, values * output, at), exact)
+
+        def rounded(reader: Layer) -> np.ndarray:
+            weight = reader.weight * output.reshape(-1, 1)
+            step = self.weight_scale(weight, np.zeros(1), reader.bias)
+            return np.rint(weight / step) * step
+
+        return error_of(self.replay.outputs(layer, values, at, rounded), exact)
 
 
 def multipliers(real: np.ndarray) -> tuple[np.ndarray, int]:

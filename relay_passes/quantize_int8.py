@@ -22,8 +22,9 @@ Source: the TFLite 8-bit quantisation specification, for scales, zero points and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,23 @@ from tvm import relax
 from tvm.ir import Var
 from tvm.relax import op
 
-from .chain import Chain, Function, Layer, UnsupportedGraph, read_chain
 from .dataflow import shape_of
-from .evaluate import evaluate
 from .fixedpoint import ZERO_POINT_MAX, softmax_int8, softmax_scaling
-from .head import Continuous, Decision, Probabilities
-from .write_int8 import INT32_MAX, MAX_SHIFT, Codes, Writer, far_zero, multipliers, saturation, scalar
+from .head import Decision, Probabilities, read_head
+from .network import Function, Layer, Merge, Network, Node, UnsupportedGraph, read_network
+from .replay import Replay
+from .write_int8 import (
+    INT32_MAX,
+    LARGEST_FACTORS,
+    MAX_SHIFT,
+    Codes,
+    Writer,
+    far_zero,
+    merge_factors,
+    multipliers,
+    saturation,
+    scalar,
+)
 
 # Above this many observations 16-lane dot products of int8 beat 4-lane ones of int32.
 WIDE_OBSERVATIONS = 8
@@ -49,10 +61,10 @@ SHIFT_ERROR = 1.5
 LIKELY_DEVIATIONS = 5.0
 # Codes per unit of an observation are a float32.
 TINY = 1e-30
+# A sum's code is no finer than this part of a code of what is added.
+MERGED_STEPS = 16
 # How far a logit may rise over the largest that calibration saw, of the logits' span, before it counts no more.
 LOGIT_MARGIN = 0.1
-# Rows that choose a layer's clipping, of those that gave the ranges.
-SAMPLES = 512
 
 
 @tvm.transform.module_pass(opt_level=0, name="QuantizeInt8")
@@ -67,85 +79,55 @@ class QuantizeInt8:
         self.rows, self.wide_first_layer = rows, wide_first_layer
 
     def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
-        chain = read_chain(module)
-        seen = observe(module, chain, self.rows)
+        network = read_network(module)
+        replay = Replay(module, network, read_head(network), self.rows)
         module = module.clone()
-        module[module.get_global_var("main")] = Calibrated(chain, seen, self.wide_first_layer).write()
+        module[module.get_global_var("main")] = Calibrated(network, replay, self.wide_first_layer).write()
         return relax.transform.DeadCodeElimination(["main"])(module)
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What calibration saw of a tensor: each element's least and greatest value (n,), and some of its rows."""
-
-    low: np.ndarray
-    high: np.ndarray
-    rows: np.ndarray
-
-    @property
-    def reach(self) -> np.ndarray:
-        return np.maximum(np.abs(self.low), np.abs(self.high))
-
-
-def observe(module: tvm.IRModule, chain: Chain, rows: Sequence[np.ndarray]) -> dict[Var | None, Seen]:
-    """What every layer puts out before and after its function; of the joined observations under None."""
-    joined = np.concatenate([np.asarray(part, np.float64).reshape(len(part), -1) for part in rows], axis=1)
-    joined = np.clip(joined, *chain.limits)
-    wanted = {var for layer in chain.layers for var in (layer.function.source, layer.function.result)}
-    seen: dict[Var | None, Seen] = {}
-
-    def watch(var: Var | None, values: np.ndarray) -> None:
-        if var is None or var in wanted:
-            values = values.reshape(len(values), -1)
-            at = {*range(0, len(values), -(-len(values) // SAMPLES)), *values.argmax(0), *values.argmin(0)}
-            some = values[sorted(at)]
-            seen[var] = Seen(values.min(0), values.max(0), some)
-
-    watch(None, joined)
-    evaluate(module, *rows, watch=watch, dtype=np.float64)
-    return seen
-
-
 class Calibrated(Writer):
-    """Writes layers at the scales that hurt the outputs least, on what calibration saw. `wide_code` is the largest that wide
+    """Writes nodes at the scales that hurt the outputs least, on what calibration saw. `wide_code` is the largest that wide
     codes take for what it saw."""
 
     wide_code: float = WIDE_CODE
+    largest_factors: int = LARGEST_FACTORS
 
-    def __init__(self, chain: Chain, seen: dict[Var | None, Seen], wide_first_layer: bool) -> None:
-        super().__init__(chain)
-        self.seen = seen
+    def __init__(self, network: Network, replay: Replay, wide_first_layer: bool) -> None:
+        super().__init__(network)
+        self.replay, self.seen = replay, replay.seen
         self.widest = WIDE_OBSERVATIONS if wide_first_layer else 0
-        layers = list(chain.layers)
-        if isinstance(self.action, Continuous):  # a squashed action feels its layer's errors squashed
-            layers[-1] = replace(layers[-1], function=self.action.function)
         if isinstance(self.action, Probabilities) and not (self.action.logits.low is self.action.logits.high is None):
             raise UnsupportedGraph(
                 "a softmax reads logits that are clipped, and int8 has one of codes alone; compile with --precision float32"
             )
-        self.behind = {layer.function.result: layers[i + 1 :] for i, layer in enumerate(chain.layers)}
-        sources = [None, *(layer.function.result for layer in chain.layers)]
-        self.into = {layer.function.result: seen[source] for layer, source in zip(chain.layers, sources, strict=False)}
 
     def answer(self, observations: Var) -> relax.Expr:
-        first, *others = self.chain.layers
+        first: Callable[[Codes, Layer], Codes] = self.layer
         inverse, zero_point = self.wide_codes(self.wide_code, WIDE_LIMIT)
         # a code is computed in float32, which has no 14 bits for a range this far from zero
         near = np.abs(zero_point).max() <= ZERO_POINT_MAX
-        if others and len(first.weight) <= self.widest and near:
-            codes = self.wide_layer(observations, first, inverse, zero_point.astype(np.int32))
+        if self.network.last.source is not None and len(inverse) <= self.widest and near:
+            first, read = self.wide_layer, self.wide_observations(observations, inverse, zero_point.astype(np.int32))
         else:
-            codes = self.quantized_observations(observations)
-            others = [first, *others]
-        for layer in others[:-1]:
-            codes = self.layer(codes, layer)
-        return self.head(codes, others[-1])
+            read = self.quantized_observations(observations)
+        codes: dict[Var | None, Codes] = {None: read}
+        for node in self.replay.nodes[:-1]:
+            of = [codes[source] for source in node.sources]
+            if isinstance(node, Layer):
+                written = (self.layer if node.source is not None else first)(of[0], node)
+            elif isinstance(node, Merge):
+                written = self.merge(of[0], of[1], node)
+            else:
+                written = self.function_codes(of[0], node.function)
+            codes[node.function.result] = written
+        return self.head(codes[self.network.last.source], self.network.last)
 
     def wide_codes(self, seen_at: float, limit: int, farthest: float = np.inf) -> tuple[np.ndarray, np.ndarray]:
         """(inverse scale, zero point) of codes up to `limit`, of which what was seen takes those up to `seen_at`: about the
         middle of what observations are clipped to, else about zero, or about the middle of what was seen where that lies
         far from zero, but at most `farthest` codes."""
-        low, high = self.chain.limits
+        low, high = self.network.limits
         seen = self.seen[None]
         clipped = np.isfinite(low) & np.isfinite(high)
         middle = (seen.low + seen.high) / 2
@@ -175,13 +157,13 @@ class Calibrated(Writer):
         # the features' scales join the weights before these get scales of their own
         weight = layer.weight.astype(np.float64) * np.reshape(codes.scale, (-1, 1))
         scale = self.weight_scale(weight, codes.zero_point, layer.bias)
-        output = self.output(layer.function, floor=scale)
+        output = self.output(layer, floor=scale)
         shift = self.shift_alone(codes, layer, scale, output)
         if shift is None:
             accumulator = self.accumulate(codes, weight, layer.bias, scale)
             multiplier, shift = multipliers(scale / output.scale)
-            how = (multiplier, shift, int(output.zero_point))
-            return self.answer_codes("tinyrl.requantize", accumulator, how, output, layer.function)
+            how = (accumulator, multiplier, shift, int(output.zero_point))
+            return self.answer_codes("tinyrl.requantize", how, output, layer.function)
         scale, output = _shifted(scale, output, shift)
         return self.shifted_codes(codes, weight, layer, scale, output, shift, "int8")
 
@@ -191,7 +173,7 @@ class Calibrated(Writer):
         """A layer whose scales lie 2^shift apart. Its bias carries the zero point, which nothing has to add then."""
         bias = layer.bias + output.zero_point * output.scale
         accumulator = self.accumulate(codes, weight, bias, scale, dtype)
-        return self.answer_codes("tinyrl.shift", accumulator, (shift, 0), output, layer.function)
+        return self.answer_codes("tinyrl.shift", (accumulator, shift, 0), output, layer.function)
 
     def shift_alone(self, codes: Codes, layer: Layer, scale: np.ndarray, output: Codes) -> int | None:
         """The shift that requantises a layer without multipliers, or None where the outputs would feel it.
@@ -199,7 +181,8 @@ class Calibrated(Writer):
         The scales of weights and outputs then lie a power of two apart: where they do not by themselves, one of them is
         coarser than it needs to be. A multiplier an output costs three instructions and four bytes for every four.
         """
-        exact = outputs_of(self.into[layer.function.result].rows, [layer, *self.behind[layer.function.result]])
+        before = self.replay.before(layer)
+        exact = self.replay.through(layer, before.rows, before.at)
         felt = {
             shift: self.error(codes, layer, *_shifted(scale, output, shift), exact) for shift in range(1, MAX_SHIFT + 1)
         }
@@ -208,28 +191,30 @@ class Calibrated(Writer):
 
     def error(self, codes: Codes, layer: Layer, scale: np.ndarray, output: Codes, exact: np.ndarray) -> float:
         """Error of the outputs for weights at `scale` and codes at `output`, all else being float."""
-        function, behind = layer.function, self.behind[layer.function.result]
+        function, before = layer.function, self.replay.before(layer)
         step = scale / np.reshape(codes.scale, (-1, 1))
         weight = np.rint(layer.weight / step) * step
         far = far_zero(codes.zero_point, len(weight)) * codes.scale
-        values = (self.into[function.result].rows + far) @ weight - far @ layer.weight + layer.bias
+        values = (before.rows + far) @ weight - far @ layer.weight + layer.bias
         low, high = (0, 255) if output.zero_point == -128 else (-128, 127)
         steps = np.clip(np.rint(values / output.scale), low, high)
         if low and function.body:
             values = _table(function, float(output.scale))[steps.astype(int) + 128]
         else:
             values = steps * output.scale
-        return error_of(outputs_of(values, behind), exact)
+        return error_of(self.replay.outputs(layer, values, before.at), exact)
 
-    def wide_layer(self, obs: Var, layer: Layer, inverse: np.ndarray, zero_point: np.ndarray) -> Codes:
+    def wide_observations(self, obs: Var, inverse: np.ndarray, zero_point: np.ndarray) -> Codes:
         n = len(inverse)
         codes = self.call("tinyrl.quantize", obs, inverse, zero_point, -WIDE_LIMIT, WIDE_LIMIT, dtype="int32", n=n)
-        wide = Codes(codes, 1 / inverse.astype(np.float64), zero_point.astype(np.float64))
+        return Codes(codes, 1 / inverse.astype(np.float64), zero_point.astype(np.float64))
+
+    def wide_layer(self, wide: Codes, layer: Layer) -> Codes:
         weight = layer.weight.astype(np.float64) * wide.scale.reshape(-1, 1)
         # accumulators are output codes times 2^shift: as many bits as the weights and the sums leave room for
         largest_weight = np.abs(weight).max(0, initial=0.0)
-        largest_sum = np.abs(weight).sum(0) * WIDE_LIMIT + np.abs(layer.bias - zero_point @ weight)
-        output = self.output(layer.function, floor=np.maximum(largest_weight * 2 / 32767, largest_sum * 4 / INT32_MAX))
+        largest_sum = np.abs(weight).sum(0) * WIDE_LIMIT + np.abs(layer.bias - wide.zero_point @ weight)
+        output = self.output(layer, floor=np.maximum(largest_weight * 2 / 32767, largest_sum * 4 / INT32_MAX))
         needed = np.maximum(largest_weight / 32767, largest_sum * 2 / INT32_MAX) / output.scale
         shift = int(np.clip(np.floor(-np.log2(max(float(needed.max()), 1e-9))), 1, MAX_SHIFT))
         return self.shifted_codes(wide, weight, layer, output.scale / 2.0**shift, output, shift, "int32")
@@ -268,34 +253,111 @@ class Calibrated(Writer):
         logits = self.call("tinyrl.requantize", accumulator, *how, dtype="int8", n=len(scale))
         return self.probabilities(logits, runs, scales)
 
-    def output(self, function: Function, floor: np.ndarray) -> Codes:
-        """Scale and zero point of a layer's codes: of what a clamp narrows to, else of what the function is read at.
+    def merge(self, x: Codes, y: Codes, node: Merge) -> Codes:
+        """Two tensors of one scale each."""
+        scale, other = float(x.scale), float(y.scale)
+        if node.operator == "multiply":
+            output = self.output(node, floor=np.array([scale * other]))
+            (multiplier,), shift = multipliers(np.array([scale * other / float(output.scale)]))
+            how = (x.var, y.var, *_zero_points(x, y), int(multiplier), shift, int(output.zero_point.item()))
+            return self.answer_codes("tinyrl.multiply", how, output, node.function)
+        output = self.output(node, floor=np.array([max(scale, other) / MERGED_STEPS]))
+        factors, shift = merge_factors(scale / float(output.scale), other / float(output.scale), self.largest_factors)
+        if node.operator == "subtract":
+            factors = (factors[0], -factors[1])
+        added = (x.var, y.var, *_zero_points(x, y), *factors, shift, int(output.zero_point.item()))
+        return self.answer_codes("tinyrl.add", added, output, node.function)
+
+    def is_whole(self, node: Node) -> bool:
+        """Whether a node's codes have one scale: what is read element by element cannot take in a scale an element."""
+        return isinstance(node, Merge) or any(not isinstance(reader, Layer) for reader in self.replay.readers(node))
+
+    def output(self, node: Node, floor: np.ndarray) -> Codes:
+        """Scale and zero point of a node's codes: of what a clamp narrows to, else of what the function is read at.
 
         A unit's scale below its `floor` would ask for more bits than its accumulator has.
         """
-        behind = self.behind[function.result]
+        function = node.function
         if _is_relu(function):
-            scale = np.maximum(_relu_scale(self.seen[function.source], self.seen[function.result], behind), floor)
+            scale = np.maximum(self.relu_scale(node), floor)
+            if self.is_whole(node):
+                scale = scale.max()
             if function.operators == ("nn.relu",) or np.all(255 * scale <= _upper_bound(function)):
                 return Codes(function.result, scale, np.asarray(-128.0))
         limit = saturation(function, float(self.seen[function.source].reach.max()))
-        widest = _table_scale(function, self.seen[function.source], limit / 127, behind)
+        widest = self.table_scale(node, limit / 127)
         return Codes(function.result, np.asarray(max(widest, float(floor.max()))), np.asarray(0.0))
 
-    def answer_codes(
-        self, name: str, accumulator: Var, how: tuple[Any, ...], output: Codes, function: Function
-    ) -> Codes:
-        zero = int(output.zero_point)
-        codes = self.call(name, accumulator, *how, -128, 127, dtype="int8", n=shape_of(accumulator)[1])
-        if zero == -128 or not function.body:  # a clamp is all of the function
-            return Codes(codes, output.scale, output.zero_point)
+    def answer_codes(self, name: str, how: tuple[Any, ...], output: Codes, function: Function) -> Codes:
+        codes = self.call(name, *how, -128, 127, dtype="int8", n=shape_of(how[0])[1])
+        codes = replace(output, var=codes)
+        if int(output.zero_point) == -128 or not function.body:  # a clamp is all of the function
+            return codes
+        return self.function_codes(codes, function)
+
+    def function_codes(self, codes: Codes, function: Function) -> Codes:
+        """Codes of a function of codes of one scale."""
+        zero = int(codes.zero_point)
         value = self.emit(
-            op.dequantize(codes, scalar(float(output.scale)), relax.const(np.int8(zero)), out_dtype="float32")
+            op.dequantize(codes.var, scalar(float(codes.scale)), relax.const(np.int8(zero)), out_dtype="float32")
         )
         value = self.function(value, function)
-        step, zero = _symmetric_or_not(function(np.arange(-128.0, 128.0) * output.scale))
+        step, zero = _symmetric_or_not(function((np.arange(-128.0, 128.0) - zero) * codes.scale))
         codes = self.emit(op.quantize(value, scalar(step), relax.const(np.int8(zero)), out_dtype="int8"))
         return Codes(codes, np.asarray(step), np.asarray(float(zero)))
+
+    def relu_scale(self, node: Node) -> np.ndarray:
+        """A scale a unit (n,): between one for all and each its own, clipped a little or not, by what the outputs feel
+        least.
+
+        A unit's scale is folded into the next layers' rows, so that the finer its codes, the coarser the others' weights.
+        """
+        before, seen = self.seen[node.function.source], self.seen[node.function.result]
+        # a unit that seldom fires was seen at less than it will reach
+        likely = before.rows.mean(0) + LIKELY_DEVIATIONS * before.rows.std(0)
+        high = np.maximum(seen.high, np.minimum(likely, seen.high.max()))
+        high = np.where(seen.high > 0, high, max(float(seen.high.max()), 0.0) or 1.0)
+        exact = self.replay.outputs(node, seen.rows, seen.at)
+        whole = self.is_whole(node)
+        best, least = high / 255, np.inf
+        for own in (0.0,) if whole else (1.0, 0.75, 0.5, 0.25, 0.0):
+            for kept in (1.0, 0.9):
+                scale = kept * high**own * high.max() ** (1 - own) / 255
+                codes = np.clip(np.rint(seen.rows / scale), 0, 255)
+                if whole:
+                    outputs = self.replay.outputs(node, codes * scale, seen.at)
+                else:
+                    outputs = self.replay.outputs(node, codes, seen.at, functools.partial(_rounded, scale=scale))
+                error = error_of(outputs, exact)
+                if error < least:
+                    best, least = scale, error
+        return best
+
+    def table_scale(self, node: Node, largest: float) -> float:
+        """The scale of the codes a node's function is read at, at most `largest`, that the outputs feel least."""
+        function, seen = node.function, self.seen[node.function.source]
+        exact = self.replay.outputs(node, function(seen.rows.ravel()).reshape(seen.rows.shape), seen.at)
+        best, least = largest, np.inf
+        for kept in np.linspace(1, 0.3, 15):
+            scale = kept * largest
+            table = _table(function, scale)
+            codes = np.clip(np.rint(seen.rows / scale) if scale else 0 * seen.rows, -128, 127).astype(int)
+            error = error_of(self.replay.outputs(node, table[codes + 128], seen.at), exact)
+            if error < least:
+                best, least = scale, error
+        return best or 1.0
+
+
+def _rounded(layer: Layer, scale: np.ndarray) -> np.ndarray:
+    """The rounded weights of a layer that reads codes at `scale` (n_in,)."""
+    weight = layer.weight.astype(np.float64) * scale.reshape(-1, 1)
+    step = _weight_scale(weight, np.zeros(1), np.zeros(1))
+    rounded: np.ndarray = np.rint(weight / step) * step
+    return rounded
+
+
+def _zero_points(x: Codes, y: Codes) -> tuple[int, int]:
+    return int(x.zero_point.item()), int(y.zero_point.item())
 
 
 def _is_relu(function: Function) -> bool:
@@ -318,43 +380,6 @@ def _weight_scale(weight: np.ndarray, zero_point: np.ndarray, bias: np.ndarray) 
     folded = np.abs(bias) + np.abs(np.broadcast_to(zero_point, len(weight))) @ np.abs(weight)
     scale = np.maximum(reach / 127, folded / 2**30)
     return np.where(scale > 0, scale, max(float(scale.max()), 1e-9))  # an output of zeros takes any scale
-
-
-def _relu_scale(before: Seen, seen: Seen, behind: Sequence[Layer]) -> np.ndarray:
-    """A scale a unit (n,): between one for all and each its own, clipped a little or not, by what the outputs feel least.
-
-    A unit's scale is folded into the next layer's row, so that the finer its codes, the coarser the others' weights.
-    """
-    # a unit that seldom fires was seen at less than it will reach
-    likely = before.rows.mean(0) + LIKELY_DEVIATIONS * before.rows.std(0)
-    high = np.maximum(seen.high, np.minimum(likely, seen.high.max()))
-    high = np.where(seen.high > 0, high, max(float(seen.high.max()), 0.0) or 1.0)
-    exact = outputs_of(seen.rows, behind)
-    best, least = high / 255, np.inf
-    for own in (1.0, 0.75, 0.5, 0.25, 0.0):
-        for kept in (1.0, 0.9):
-            scale = kept * high**own * high.max() ** (1 - own) / 255
-            weight = behind[0].weight.astype(np.float64) * scale.reshape(-1, 1)
-            step = _weight_scale(weight, np.zeros(1), np.zeros(1))
-            codes = np.clip(np.rint(seen.rows / scale), 0, 255)
-            error = error_of(outputs_of(codes, behind, np.rint(weight / step) * step), exact)
-            if error < least:
-                best, least = scale, error
-    return best
-
-
-def _table_scale(function: Function, seen: Seen, largest: float, behind: Sequence[Layer]) -> float:
-    """The scale of the codes a function is read at, at most `largest`, that the outputs feel least."""
-    exact = outputs_of(function(seen.rows.ravel()).reshape(seen.rows.shape), behind)
-    best, least = largest, np.inf
-    for kept in np.linspace(1, 0.3, 15):
-        scale = kept * largest
-        table = _table(function, scale)
-        codes = np.clip(np.rint(seen.rows / scale) if scale else 0 * seen.rows, -128, 127).astype(int)
-        error = error_of(outputs_of(table[codes + 128], behind), exact)
-        if error < least:
-            best, least = scale, error
-    return best or 1.0
 
 
 def _logit_scale(rows: np.ndarray, low: float, top: float, floor: float) -> float:
@@ -388,17 +413,6 @@ def _shifted(scale: np.ndarray, output: Codes, shift: int) -> tuple[np.ndarray, 
 def error_of(outputs: np.ndarray, exact: np.ndarray) -> float:
     """How far `outputs` are from `exact`: the fourth-power mean, which a few rows far off weigh in as many small ones."""
     return float(np.mean((outputs - exact) ** 4) ** 0.25)
-
-
-def outputs_of(rows: np.ndarray, layers: Sequence[Layer], first_weight: np.ndarray | None = None) -> np.ndarray:
-    """What `layers` make of `rows`, in float; `first_weight` takes the place of the first one's."""
-    for layer in layers:
-        weight = layer.weight.astype(np.float64) if first_weight is None else first_weight
-        rows = rows @ weight + layer.bias
-        first_weight = None
-        if layer.function.body:
-            rows = layer.function(rows.ravel()).reshape(rows.shape)
-    return rows
 
 
 def _symmetric_or_not(values: np.ndarray) -> tuple[float, int]:

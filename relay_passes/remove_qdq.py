@@ -16,7 +16,7 @@ import tvm
 from tvm import relax
 from tvm.ir import Var
 
-from .dataflow import bindings, definitions, dtype_of, op_name, rewrite_main, variables
+from .dataflow import bindings, definitions, dtype_of, op_name, rewrite_main, variables, without_twins
 from .qdq import pairs
 
 _ORDERING = ("argmax", "greater", "strided_slice")
@@ -45,4 +45,4 @@ class RemoveQdq:
                 return source
             return relax.op.clip(source, low, high)
 
-        return rewrite_main(module, replace)
+        return without_twins(rewrite_main(module, replace))  # every reader had a pair of its own

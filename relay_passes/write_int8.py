@@ -22,14 +22,16 @@ from tvm import relax
 from tvm.ir import Var
 from tvm.relax import op
 
-from .chain import Chain, Function, UnsupportedGraph
 from .dataflow import shape_of
 from .fixedpoint import SOFTMAX_MOST, common_shift_multipliers, softmax_scaling
 from .head import Continuous, Decision, Probabilities, read_head
+from .network import Function, Network, UnsupportedGraph
 
 # The narrowing instruction shifts by an immediate of at most 16.
 MAX_SHIFT = 16
 INT32_MAX = 2**31 - 1
+# The factors of a sum of int8 codes are at most this together: CMSIS-NN shifts a code by 20 bits to the left.
+LARGEST_FACTORS = 2**19
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,18 @@ class Codes:
 
 
 class Writer:
-    """Writes the integer main of `chain`; `answer` says what of. `dtype` is that of the codes a layer reads."""
+    """Writes the integer main of `network`; `answer` says what of. `dtype` is that of the codes a layer reads."""
 
     dtype = "int8"
 
-    def __init__(self, chain: Chain) -> None:
-        self.chain, self.action = chain, read_head(chain)
+    def __init__(self, network: Network) -> None:
+        self.network, self.action = network, read_head(network)
         if isinstance(self.action, Probabilities):  # here, for a builder that is left open complains on stderr
             _check_probabilities(self.action)
         self.builder = relax.BlockBuilder()
 
     def write(self) -> relax.Function:
-        params = [relax.Var(param.name, param.ty) for param in self.chain.inputs]
+        params = [relax.Var(param.name, param.ty) for param in self.network.inputs]
         with self.builder.function("main", params):
             with self.builder.dataflow():
                 output = self.builder.emit_output(self.answer(self.observations(params)))
@@ -188,6 +190,16 @@ def multipliers(real: np.ndarray) -> tuple[np.ndarray, int]:
     if shift < 0:  # exactly 1, the floor of an output's scale
         return np.minimum(np.rint(np.ldexp(real, 31)), INT32_MAX).astype(np.int32), 0
     return multiplier, shift
+
+
+def merge_factors(x: float, y: float, largest: int = LARGEST_FACTORS) -> tuple[tuple[int, int], int]:
+    """(factors, right shift) with x = factor * 2^-shift and likewise y, factors even and their sum at most `largest`.
+
+    Even, because CMSIS-NN halves a sum before it shifts it, which must be no rounding of its own.
+    """
+    shift = min(MAX_SHIFT, int(np.floor(np.log2((largest - 4) / (x + y)))))
+    first, second = (2 * round(ratio * 2.0 ** (shift - 1)) for ratio in (x, y))
+    return (first, second), shift
 
 
 def saturation(function: Function, largest: float, steps: int = 255) -> float:

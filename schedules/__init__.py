@@ -48,8 +48,13 @@ class PlacedKernel:
         return sum(parameter.values.nbytes for parameter in self.parameters)
 
     @property
+    def sources(self) -> int:
+        """How many tensors it reads."""
+        return getattr(self.kernel, "sources", 1)
+
+    @property
     def arguments(self) -> tuple[tuple[str, str, int], ...]:
-        """Name, dtype and length of every array the kernel takes: its input, its parameters, its output."""
+        """Name, dtype and length of every array the kernel takes: its inputs, its parameters, its output."""
         function = self.kernel.describe(self.layout)
         return tuple((p.name, str(p.ty.dtype), math.prod(int(n) for n in p.ty.shape)) for p in function.params)
 

@@ -31,6 +31,7 @@ from schedules.arithmetic import (
     rounding_shift_right,
     ties_away,
 )
+from schedules.elementwise import Elementwise
 from schedules.softmax import Softmax, SoftmaxCodes
 
 
@@ -631,7 +632,7 @@ def interpolates(kernel: DenseCodes) -> bool:
     return kernel.table is not None and kernel.writes == "int16"
 
 
-Kernel = Quantize | Clamp | DenseCodes | DenseHead | DenseFloat | Softmax | SoftmaxCodes
+Kernel = Quantize | Clamp | DenseCodes | DenseHead | DenseFloat | Elementwise | Softmax | SoftmaxCodes
 
 _PER_OUTPUT = {"multiplier", "offset", "scale", "low", "high"}
 

@@ -17,7 +17,7 @@ from tvm.s_tir import Schedule
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from schedules import mve_float, portable
+from schedules import mve_elementwise, mve_float, portable
 from schedules import mve_intrinsics as mve
 from schedules.arithmetic import interpolate
 from schedules.kernels import (
@@ -494,6 +494,7 @@ _OBSERVATIONS = Rule(portable.observation_layout, schedule_observation)
 
 RULES: dict[type, Rule] = {
     **portable.EVERYWHERE,
+    **mve_elementwise.RULES,
     Quantize: _OBSERVATIONS,
     QuantizeInt16: _OBSERVATIONS,
     Clamp: mve_float.CLAMP,

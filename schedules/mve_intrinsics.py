@@ -83,6 +83,11 @@ def shift_right_unsigned(value: Any, bits: int) -> Any:
     return T.reinterpret("int16x8", unsigned)
 
 
+def gather_words(table: Any, offsets: Any) -> Any:
+    """`vldrb.s32 q, [table, offsets]`: four look-ups of bytes, widened to words."""
+    return _call(_GATHER, "int32x4", table, offsets, 8, 0, 0)
+
+
 def fence(value: Any) -> Any:
     """No instruction: zero bytes of space with a side effect, which loads are not moved across."""
     return _call(_SPACE, "int32", 0, value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from tvm.s_tir import Schedule
 
+from schedules.elementwise import AddCodes, Elementwise, MapCodes, MapFloat, MergeFloat, MultiplyCodes
 from schedules.kernels import (
     Clamp,
     DenseCodes,
@@ -43,6 +44,14 @@ def observation_layout(kernel: Quantize | Clamp, _: Choices) -> Layout:
 
 def softmax_layout(kernel: Softmax | SoftmaxCodes, _: Choices) -> Layout:
     return Layout(1, 1, 1, kernel.n, 1, kernel.n)
+
+
+def elements_layout(kernel: Elementwise, _: Choices) -> Layout:
+    return Layout(kernel.n, 1, 1, 1, kernel.n, 1)
+
+
+def schedule_elementwise(schedule: Schedule, kernel: Elementwise, layout: Layout, _: Choices) -> None:
+    """One after the other, as described."""
 
 
 def schedule_softmax(schedule: Schedule, kernel: Softmax | SoftmaxCodes, layout: Layout, _: Choices) -> None:
@@ -91,7 +100,11 @@ INT16: dict[type, Rule] = {
     DenseCodesOfInt16: Rule(dense_layout, schedule_dense_codes),
     HeadOfInt16: Rule(dense_layout, schedule_dense_head),
 }
-EVERYWHERE = {**SOFTMAX, **INT16}
+ELEMENTWISE: dict[type, Rule] = {
+    kind: Rule(elements_layout, schedule_elementwise)
+    for kind in (AddCodes, MultiplyCodes, MapCodes, MergeFloat, MapFloat)
+}
+EVERYWHERE = {**SOFTMAX, **INT16, **ELEMENTWISE}
 
 RULES: dict[type, Rule] = {
     **EVERYWHERE,

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from schedules.kernels import Kernel
-from schedules.softmax import Softmax, SoftmaxCodes
 
 
 @dataclass(frozen=True, order=True)
@@ -55,7 +54,7 @@ class Signature:
 
 def signature(kernel: Kernel) -> Signature:
     weight = getattr(kernel, "weight", None)
-    if isinstance(kernel, Softmax | SoftmaxCodes):
+    if hasattr(kernel, "n"):
         n_in = n_out = kernel.n
     elif weight is None:  # one input, one output: an elementwise kernel
         n_in = n_out = max(len(values) for _, values in _fields(kernel) if isinstance(values, np.ndarray))

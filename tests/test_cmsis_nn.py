@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from cmsis_nn_checkouts import CHECKOUTS, STAND_IN
+from merged_policies import gate, merged_policy, pre_activated, residual
 from policies import (
     arg_max,
     clipped,
@@ -45,6 +46,8 @@ from tinyrl_tvm.targets import BOARDS, Board
 PER_TENSOR, PER_CHANNEL = "arm_fully_connected_s8", "arm_fully_connected_per_channel_s8"
 OF_INT16 = "arm_fully_connected_s16"
 SOFTMAX = "arm_softmax_s8"
+MERGES = "arm_elementwise_add_s8", "arm_elementwise_mul_s8"
+MERGES_INT16 = "arm_elementwise_add_s16", "arm_elementwise_mul_s16"
 JOINED = dense_policy(
     (13, 40, 20, 9), inputs={"joints": (3,), "map": (2, 3), "goal": (4,)}, head=multi_discrete(3, 2, 4)
 )
@@ -62,6 +65,13 @@ MODELS: dict[str, onnx.ModelProto] = {
     "probabilities": dense_policy((5, 18, 21, 9), head=probabilities_of(4, 2, 3), gain=2.0),
     "qdq_probabilities": quantised(dense_policy((6, 17, 4), head=probabilities, gain=2.0)),
     "qdq_one_input": quantised(dense_policy((1, 1, 5, 1))),
+    "residual": merged_policy(residual(6, 33, 3), 6, 3, head=clipped(-1, 1)),
+    "residual_tanh": merged_policy(residual(6, 18, 3, "Tanh"), 6, 3),
+    "gate": merged_policy(gate(9, 35, 2), 9, 2),
+    "qdq_residual": quantised(merged_policy(residual(7, 21, 2), 7, 2)),
+    "qdq_gate": quantised(merged_policy(gate(5, 19, 2), 5, 2)),
+    "int16_residual": merged_policy(residual(6, 17, 3, "Tanh"), 6, 3),
+    "int16_gate": merged_policy(gate(9, 35, 2), 9, 2),
     "int16_relu": dense_policy((4, 33, 17, 3), head=clipped(-1, 1)),
     "int16_tanh": dense_policy((6, 31, 16, 5), activation=["Tanh", "Sigmoid"], head=arg_max),
     "int16_many": dense_policy((530, 18, 6, 2)),  # past 512 inputs CMSIS-NN sums what is left in another loop
@@ -112,7 +122,9 @@ def test_helium_answers_as_the_oracle(
 
 
 @with_every_checkout
-@pytest.mark.parametrize("name", ["tanh", "qdq_per_channel", "qdq", "probabilities", "int16_tanh"])
+@pytest.mark.parametrize(
+    "name", ["tanh", "qdq_per_channel", "qdq", "probabilities", "int16_tanh", "qdq_residual", "int16_gate"]
+)
 @pytest.mark.parametrize("board", CORTEX_M, ids=lambda board: board.name)
 def test_every_core_answers_as_the_oracle(
     board: Board, name: str, checkout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -153,7 +165,8 @@ def test_every_hidden_layer_is_offloaded_and_the_ends_are_not() -> None:
             assert last.function is None
             assert "its int32 sums" in last.reason
         assert all(
-            layer.function in ((OF_INT16,) if name.startswith("int16") else (PER_TENSOR, PER_CHANNEL))
+            layer.function
+            in ((OF_INT16, *MERGES_INT16) if name.startswith("int16") else (PER_TENSOR, PER_CHANNEL, *MERGES))
             for layer in hidden
         )
     assert {layer.function for layer in compiled("qdq").offloads[1:-1]} == {PER_TENSOR}
@@ -290,6 +303,37 @@ def test_a_broken_contract_of_int16_is_a_status_and_an_action_of_zeros(old: str,
     assert "PARITY FAIL" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("qdq_residual", ", 20, out", ", 15, out"),  # where a build with DSP instructions would lose the sign
+        ("qdq_residual", "(x, y, ", "(x, y, -1 + "),
+        ("qdq_residual", "(x, y, ", "(x, y, 999 + "),
+        ("qdq_gate", "out, ", "(int8_t *)x, "),
+        ("qdq_gate", ", 19) != ARM", ", 0) != ARM"),
+        ("int16_residual", "(x, y, 0", "(x, y, 1"),
+        ("int16_gate", ", -32768, 32767", ", -32768, 32768"),
+    ],
+    ids=["left shift", "zero point", "offset", "in place", "size", "offset of int16", "clamp"],
+)
+def test_a_merge_that_is_called_wrongly_shows(name: str, old: str, new: str, tmp_path: Path) -> None:
+    text = layers_of(compiled(name).library)
+    merge = next(line for line in text.splitlines() if "arm_elementwise" in line and "(x, y" in line)
+    said = answer(compiled(name).library, tmp_path, edit=(merge, merge.replace(old, new, 1)))
+    assert "PARITY FAIL" in said
+    assert ("status 2" in said) == ("-1 + " not in new)
+
+
+def test_merges_are_offloaded_and_maps_are_not(tmp_path: Path) -> None:
+    functions = {offload.kernel: offload.function for offload in compiled("residual_tanh").offloads}
+    assert functions["sum of 18"] == "arm_elementwise_add_s8"
+    assert {o.kernel: o.function for o in compiled("int16_gate").offloads}["product of 35"] == "arm_elementwise_mul_s16"
+    model = merged_policy(pre_activated(5, 18, 2), 5, 2)
+    made = compile_model(model, tmp_path, cmsis_nn=True)
+    (reason,) = {offload.reason for offload in made.offloads if offload.kernel == "function of 18"}
+    assert reason == "CMSIS-NN has no table of codes"
+
+
 def test_an_output_with_a_multiplier_of_its_own_stays_with_us() -> None:
     module = LowerDense()(FoldLut()(QuantizeInt16(rows_for(WEIGHTS))(policy(WEIGHTS, op.tanh))))
     reasons = [offload.reason for offload in offloads(module) if offload.kernel == "dense 20 -> 16"]
@@ -306,7 +350,7 @@ def test_a_build_without_helium_gives_no_buffer(tmp_path: Path) -> None:
 
 @with_every_checkout
 @pytest.mark.parametrize("compiler", COMPILERS)
-@pytest.mark.parametrize("name", ["tanh", "qdq_per_channel", "int16_tanh"])
+@pytest.mark.parametrize("name", ["tanh", "qdq_per_channel", "int16_tanh", "residual_tanh", "int16_residual"])
 def test_the_layers_compile_without_a_warning(name: str, compiler: str, checkout: str, tmp_path: Path) -> None:
     (source,) = [path for path in unpack(compiled(name).library, tmp_path) if path.name.endswith("_lib3.c")]
     assert complaints(source, CHECKOUTS[checkout], *COMPILERS[compiler], *WARNINGS) == ""

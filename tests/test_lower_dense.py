@@ -26,9 +26,9 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from relay_passes import FoldLut, LowerDense, QuantizeInt8, quantize_int8
-from relay_passes.chain import UnsupportedGraph
 from relay_passes.dataflow import bindings, constant, shape_of
 from relay_passes.lower_dense import call_arguments, call_name
+from relay_passes.network import UnsupportedGraph
 
 F = np.float32
 W1, B1, W2, B2 = (np.random.default_rng(0).standard_normal(shape).astype(F) for shape in ((4, 6), (6,), (6, 2), (2,)))

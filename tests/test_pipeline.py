@@ -170,7 +170,7 @@ def test_every_pass_accounts_for_itself_in_order(tmp_path: Path) -> None:
     done = compiled(tmp_path, model, calibration=rows_in(tmp_path, model))
     assert all(isinstance(change, Change) for change in done.changes)
     assert [change.pass_name for change in done.changes] == [
-        *("PruneCritic", "CanonicalizeClip", "SimplifyActionHead", "FuseDense"),
+        *("PruneCritic", "CanonicalizeClip", "SimplifyActionHead", "FuseDense", "AnchorMerges"),
         *("QuantizeInt8", "FoldLut", "LowerDense"),
     ]
     assert "output" in str(done.changes[0])
@@ -285,10 +285,10 @@ def test_what_no_kernel_does_is_one_sentence_with_the_files_name(tmp_path: Path)
 
 
 @pytest.mark.parametrize("precision", ["int8", "float32"])
-def test_a_graph_that_is_no_chain_is_refused_in_both_precisions(precision: str, tmp_path: Path) -> None:
-    """A skip connection: the second layer's output and the first one's are summed."""
+def test_a_graph_of_other_merges_is_refused_in_both_precisions(precision: str, tmp_path: Path) -> None:
+    """The quotient of two layers' outputs."""
     model = dense_policy((4, 4, 4, 2))
-    add = helper.make_node("Add", ["t1", "t3"], ["sum"], name="/skip/Add")
+    add = helper.make_node("Div", ["t1", "t3"], ["sum"], name="/ratio/Div")
     nodes = list(model.graph.node)
     position = next(i for i, node in enumerate(nodes) if node.output[0] == "t3") + 1
     nodes[position].input[0] = "sum"
@@ -297,7 +297,9 @@ def test_a_graph_that_is_no_chain_is_refused_in_both_precisions(precision: str, 
     model.graph.node.extend(nodes)
     said = error(tmp_path, model, UnsupportedOp, precision=precision, calibration=rows_in(tmp_path, model))
     assert said.startswith("'policy.onnx': ")
-    assert said.endswith("; policies are compiled as one chain of dense layers")
+    assert said.endswith(
+        "'divide' of two layers' outputs cannot be compiled; of tensors of one shape there are: add, subtract, multiply"
+    )
     assert "\n" not in said
 
 

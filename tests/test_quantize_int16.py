@@ -18,10 +18,10 @@ from test_quantize_int8 import HEADS, MAGNITUDES, layers, names, policy, random_
 from tvm.relax import op
 
 from relay_passes import FoldLut, QuantizeInt8, QuantizeInt16, oracle, quantize_int16
-from relay_passes.chain import UnsupportedGraph
 from relay_passes.dataflow import bindings, constant
 from relay_passes.evaluate import evaluate
 from relay_passes.lower_dense import call_arguments, call_name
+from relay_passes.network import UnsupportedGraph
 from tinyrl_tvm.errors import TinyrlError
 from tinyrl_tvm.pipeline import compile_policy
 

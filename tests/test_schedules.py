@@ -108,6 +108,7 @@ def library_of(
         inputs=(TensorSpec("obs", (observations.shape[1],), "float32"),),
         action=TensorSpec("action", (x.shape[1],), dtype),
         kernels=tuple(place(kernel, core.kernels, (choices or {}).get(i)) for i, kernel in enumerate(kernels)),
+        sources=tuple((index - 1,) for index in range(len(kernels))),
         pedigree="Written by a test.",
     )
     expected = x.astype(dtype)

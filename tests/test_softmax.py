@@ -40,9 +40,9 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from relay_passes import SimplifyActionHead, fixedpoint
-from relay_passes.chain import UnsupportedGraph, read_chain
 from relay_passes.evaluate import evaluate
 from relay_passes.head import Probabilities, read_head
+from relay_passes.network import UnsupportedGraph, read_network
 from schedules import kernels as k
 from tinyrl_tvm.device import host, qemu
 from tinyrl_tvm.errors import UnsupportedOp
@@ -191,7 +191,7 @@ def in_a_grid(emit: Any, x: relax.Expr) -> relax.Expr:
     ids=["one", "several", "grid"],
 )
 def test_a_softmax_of_every_output_is_a_head(head: Any, runs: Sequence[int]) -> None:
-    found = read_head(read_chain(policy(random_weights((4, 6)), head=head)))
+    found = read_head(read_network(policy(random_weights((4, 6)), head=head)))
     assert isinstance(found, Probabilities)
     assert found.runs == tuple(runs)
 
@@ -218,7 +218,7 @@ def scaled(emit: Any, x: relax.Expr) -> relax.Expr:
 )
 def test_another_use_of_a_softmax_is_refused(head: Any, sentence: str) -> None:
     with pytest.raises(UnsupportedGraph, match=sentence):
-        read_head(read_chain(policy(random_weights((4, 6)), head=head)))
+        read_head(read_network(policy(random_weights((4, 6)), head=head)))
 
 
 def test_what_all_logits_share_goes() -> None:
@@ -265,7 +265,7 @@ def test_parts_side_by_side_stay() -> None:
     rows = np.random.default_rng(0).normal(size=(16, 4)).astype(F)
     np.testing.assert_array_equal(evaluate(SimplifyActionHead()(module), rows), evaluate(module, rows))
     with pytest.raises(UnsupportedGraph, match="softmax of slices of 6 outputs"):
-        read_head(read_chain(module))
+        read_head(read_network(module))
 
 
 def test_what_differs_between_logits_stays() -> None:

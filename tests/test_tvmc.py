@@ -69,8 +69,8 @@ def test_tvmcs_line_for_cortex_m55_works_as_it_stands() -> None:
         "note: --runtime=crt changes nothing: the library is plain C and needs no runtime",
         "note: --executor=aot changes nothing: the calls are always compiled ahead of time",
         "note: --pass-config tir.usmp.enable=1 changes nothing: the workspace is always planned by the compiler",
-        "note: --pass-config tir.usmp.algorithm=hill_climb changes nothing: a chain of layers needs just two buffers",
-        "note: --pass-config tir.disable_storage_rewrite=1 changes nothing: it moves no buffer of a chain of layers",
+        "note: --pass-config tir.usmp.algorithm=hill_climb changes nothing: the workspace is planned greedily by size",
+        "note: --pass-config tir.disable_storage_rewrite=1 changes nothing: the workspace is planned for all layers at once",
         "note: --pass-config tir.disable_vectorize=1 changes nothing: the schedules of the core decide what is a vector",
     ]
 

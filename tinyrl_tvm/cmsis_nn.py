@@ -14,9 +14,10 @@ import numpy as np
 
 if TYPE_CHECKING:
     from schedules import Parameter
+    from schedules.elementwise import AddCodes, MultiplyCodes
 
 _FULLY_CONNECTED, _SUPPORT = "Source/FullyConnectedFunctions", "Source/NNSupportFunctions"
-_SOFTMAX = "Source/SoftmaxFunctions"
+_SOFTMAX, _BASIC_MATH = "Source/SoftmaxFunctions", "Source/BasicMathFunctions"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,15 @@ FUNCTIONS = {
         "6.0.0", (f"{_FULLY_CONNECTED}/arm_fully_connected_s16.c", f"{_SUPPORT}/arm_nn_vec_mat_mult_t_s16.c")
     ),
     "arm_softmax_s8": Function("6.0.0", (f"{_SOFTMAX}/arm_softmax_s8.c", f"{_SOFTMAX}/arm_nn_softmax_common_s8.c")),
+    **{
+        name: Function("6.0.0", (f"{_BASIC_MATH}/{name}.c",))
+        for name in (
+            "arm_elementwise_add_s8",
+            "arm_elementwise_add_s16",
+            "arm_elementwise_mul_s8",
+            "arm_elementwise_mul_s16",
+        )
+    },
 }
 
 
@@ -83,6 +93,10 @@ class FullyConnected:
 
     def __post_init__(self) -> None:
         assert self.function in FUNCTIONS
+
+    @property
+    def sources(self) -> int:
+        return 1
 
     @property
     def codes(self) -> str:
@@ -137,6 +151,10 @@ class Softmax:
         assert self.function == "arm_softmax_s8"
 
     @property
+    def sources(self) -> int:
+        return 1
+
+    @property
     def n(self) -> int:
         return int(self.runs.sum())
 
@@ -158,4 +176,58 @@ class Softmax:
         return (("codes", "int8", self.n), ("out", "float32", self.n))
 
 
-Offloaded = FullyConnected | Softmax
+@dataclass(frozen=True)
+class Elementwise:
+    """The sum or the product that `function` computes of two tensors of codes as `kernel` of ours would; its table is left
+    to C behind the call."""
+
+    function: str
+    kernel: AddCodes | MultiplyCodes
+
+    def __post_init__(self) -> None:
+        assert self.function in FUNCTIONS
+
+    @property
+    def sources(self) -> int:
+        return self.kernel.sources
+
+    @property
+    def numbers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What the function takes between its tensors, and behind them but for the number of elements.
+
+        A code is shifted to the left as far as a factor is long, so that neither of the first two products rounds.
+        """
+        from schedules.elementwise import AddCodes
+
+        kernel, (offset, other) = self.kernel, (-zero for zero in self.kernel.zero_points)
+        bounds = (kernel.low, kernel.high)
+        if not isinstance(kernel, AddCodes):
+            return (offset, other), (kernel.zero_point, kernel.multiplier, -kernel.shift, *bounds)
+        left = 20 if kernel.dtype == "int8" else 15
+        first, second = (factor << (31 - left) for factor in kernel.factors)
+        between = (offset, first, 0, other, second, 0, left)
+        return between, (kernel.zero_point, 1 << 30, 1 - kernel.shift, *bounds)
+
+    @property
+    def summary(self) -> str:
+        return f"{self.kernel.verb} {self.kernel.n}, {self.function}{', through a table' if self.table is not None else ''}"
+
+    @property
+    def table(self) -> np.ndarray | None:
+        return self.kernel.table
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return self.kernel.parameters(None)
+
+    @property
+    def parameter_bytes(self) -> int:
+        return sum(parameter.values.nbytes for parameter in self.parameters)
+
+    @property
+    def arguments(self) -> tuple[tuple[str, str, int], ...]:
+        """As of a layer."""
+        return tuple((name, self.kernel.dtype, self.kernel.n) for name in ("x", "y", "out"))
+
+
+Offloaded = FullyConnected | Softmax | Elementwise

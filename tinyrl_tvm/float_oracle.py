@@ -3,6 +3,7 @@
 
     hidden layer   sum = bias;  sum = fma(x[k], weight[k], sum) for k in order
     head           four such sums from 0, the input k in the sum k mod 4;  ((s0 + s1) + (s2 + s3)) + bias
+    sum, product   of two tensors: rounded once an element
     softmax        the steps of `schedules/softmax.py`, e[0] + e[1] + ... in order
     fma(a, b, c)   a b + c, rounded to float32 once
 
@@ -20,8 +21,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from relay_passes.chain import Chain
+    from tvm.ir import Var
+
     from relay_passes.head import Continuous, Decision, Head
+    from relay_passes.network import Network, Node
 
 F32 = np.float32
 Values = np.ndarray | np.floating
@@ -62,19 +65,18 @@ class Float32:
         return np.where(np.abs(values) < SMALLEST_NORMAL, F32(0), values) if self.flushes else values
 
 
-def answers(chain: Chain, action: Head, rows: np.ndarray, arithmetic: Float32) -> np.ndarray:
+def answers(network: Network, action: Head, rows: np.ndarray, arithmetic: Float32) -> np.ndarray:
     """The actions (n, n_actions) float32 or int32 for observations (n, n_obs); NaN or -1 where a number on the way is not
     finite."""
     from relay_passes.head import Decision, Probabilities
-    from relay_passes.lower_dense import FLOAT_FUNCTIONS
 
-    x = _clipped(rows.astype(F32), *chain.limits)
-    finite = np.isfinite(x).all(axis=1)
-    for layer in chain.layers[:-1]:
-        x = dense(layer.weight, layer.bias, x, arithmetic)
-        x = activated(FLOAT_FUNCTIONS[layer.function.operators], x, arithmetic)
+    values: dict[Var | None, np.ndarray] = {None: _clipped(rows.astype(F32), *network.limits)}
+    finite = np.isfinite(values[None]).all(axis=1)
+    for node in network.nodes[:-1]:
+        x = forward(node, [values[source] for source in node.sources], arithmetic)
+        values[node.function.result] = x
         finite &= np.isfinite(x).all(axis=1)
-    x = head(chain.layers[-1].weight, chain.layers[-1].bias, x, arithmetic)
+    x = head(network.last.weight, network.last.bias, values[network.last.source], arithmetic)
     finite &= np.isfinite(x).all(axis=1)
     if isinstance(action, Decision):
         return np.where(finite[:, None], _decided(x, action), np.int32(-1))
@@ -89,6 +91,25 @@ def _clipped(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """To limits (n_obs,), infinite where there are none."""
     largest = np.finfo(F32).max
     return np.clip(x, np.clip(low, -largest, largest).astype(F32), np.clip(high, -largest, largest).astype(F32))
+
+
+def forward(node: Node, operands: Sequence[np.ndarray], arithmetic: Float32) -> np.ndarray:
+    """What a node makes of rows (n, n_in) of each of its sources."""
+    from relay_passes.lower_dense import FLOAT_FUNCTIONS
+    from relay_passes.network import Layer, Merge
+
+    x = operands[0]
+    if isinstance(node, Layer):
+        x = dense(node.weight, node.bias, x, arithmetic)
+    elif isinstance(node, Merge):
+        x = merged(node.operator, x, operands[1], arithmetic)
+    return activated(FLOAT_FUNCTIONS[node.function.operators], x, arithmetic)
+
+
+def merged(operator: str, x: np.ndarray, y: np.ndarray, arithmetic: Float32) -> np.ndarray:
+    if operator == "multiply":
+        return arithmetic.multiply(x, y)
+    return arithmetic.add(x, -y if operator == "subtract" else y)
 
 
 def dense(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, arithmetic: Float32) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyrl_tvm.cmsis_nn import FullyConnected, Offloaded, Softmax
+from tinyrl_tvm.cmsis_nn import Elementwise, FullyConnected, Offloaded, Softmax
 
 if TYPE_CHECKING:
     from tvm import IRModule
@@ -19,24 +19,58 @@ if TYPE_CHECKING:
 
 def kernels_of(module: IRModule) -> tuple[Kernel | Offloaded, ...]:
     """The kernels of a lowered policy, in calling order."""
+    from tvm.ir import Tuple, Var
+
+    from relay_passes.dataflow import bindings, shape_of
+    from relay_passes.lower_dense import call_arguments, call_name
+
+    calls = [
+        (call_name(value), shape_of(var)[-1], call_arguments(value))
+        for var, value in bindings(module["main"])
+        if call_name(value)
+    ]
+    return tuple(
+        _kernel(name, n, [_value(arg) for arg in arguments if not isinstance(arg, Tuple | Var)])
+        for name, n, arguments in calls
+    )
+
+
+def sources_of(module: IRModule) -> tuple[tuple[int, ...], ...]:
+    """The kernels whose answers each kernel of a lowered policy reads, by their places in calling order; -1 stands for the
+    observations."""
+    from tvm.ir import Tuple, Var
+
     from relay_passes.dataflow import bindings
     from relay_passes.lower_dense import call_arguments, call_name
 
-    calls = [(call_name(value), call_arguments(value)[1:]) for _, value in bindings(module["main"]) if call_name(value)]
-    return tuple(_kernel(name, [_value(arg) for arg in arguments]) for name, arguments in calls)
+    calls = [(var, call_arguments(value)) for var, value in bindings(module["main"]) if call_name(value)]
+    places = {var: index for index, (var, _) in enumerate(calls)}
+    return tuple(
+        tuple(places.get(arg, -1) if isinstance(arg, Var) else -1 for arg in arguments if isinstance(arg, Tuple | Var))
+        for _, arguments in calls
+    )
 
 
-def _kernel(name: str, arguments: list[Any]) -> Kernel | Offloaded:
+def _kernel(name: str, n: int, arguments: list[Any]) -> Kernel | Offloaded:
     from relay_passes import partition_cmsis_nn
+    from schedules import elementwise
     from schedules import kernels as k
 
     if name.startswith(partition_cmsis_nn.PREFIX):
         function = name.removeprefix(partition_cmsis_nn.PREFIX)
+        if function in partition_cmsis_nn.ELEMENTWISE:
+            operator, dtype = partition_cmsis_nn.ELEMENTWISE[function]
+            computed = _elementwise(operator, dtype, n, arguments)
+            assert isinstance(computed, elementwise.AddCodes | elementwise.MultiplyCodes)
+            return Elementwise(function, computed)
         kind = Softmax if function == partition_cmsis_nn.SOFTMAX else FullyConnected
         return kind(function, *arguments)
     if name in ("tinyrl.softmax", "tinyrl.softmax_float"):
         of_each_run = [tuple(map(int, values)) for values in arguments]
         return (k.SoftmaxCodes if name == "tinyrl.softmax" else k.Softmax)(*of_each_run)
+    operator, _, of = name.removeprefix("tinyrl.").partition("_")
+    if operator in ("add", "subtract", "multiply", "map"):
+        return _elementwise(operator, of, n, arguments)
     kinds: dict[str, Callable[..., Kernel]] = {
         "tinyrl.quantize": _quantize,
         "tinyrl.clamp": k.Clamp,
@@ -50,6 +84,23 @@ def _kernel(name: str, arguments: list[Any]) -> Kernel | Offloaded:
     weight, bias, *answer = arguments
     head = k.HeadOfInt16 if name.endswith("_int16") else k.DenseHead
     return head(weight, bias, _answer(name.removesuffix("_int16"), answer))
+
+
+def _elementwise(operator: str, of: str, n: int, arguments: list[Any]) -> Kernel:
+    from schedules import elementwise as k
+
+    if of == "float":
+        (activation,) = arguments
+        return k.MapFloat(n, activation) if operator == "map" else k.MergeFloat(n, operator, activation)
+    *how, table = arguments
+    dtype = "int16" if of == "int16" else "int8"
+    if operator == "map":
+        return k.MapCodes(n, dtype, table)
+    zero_x, zero_y, *how = how
+    if operator == "multiply":
+        return k.MultiplyCodes(n, dtype, table, (zero_x, zero_y), *how)
+    factor_x, factor_y, *how = how
+    return k.AddCodes(n, dtype, table, (zero_x, zero_y), (factor_x, factor_y), *how)
 
 
 def _quantize(inverse: np.ndarray, zero_point: np.ndarray, low: int, high: int) -> Kernel:

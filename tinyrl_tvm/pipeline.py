@@ -53,13 +53,14 @@ class Compiled:
 
 
 def float_passes(policy: Policy) -> list[Pass]:
-    from relay_passes import CanonicalizeClip, FuseDense, PruneCritic, SimplifyActionHead
+    from relay_passes import AnchorMerges, CanonicalizeClip, FuseDense, PruneCritic, SimplifyActionHead
 
     return [
         PruneCritic(policy.action_index),  # first: nothing after it needs to understand a critic
         CanonicalizeClip(),  # clamps have one form before anybody looks for them
         SimplifyActionHead(),  # before FuseDense: a log-softmax is no affine map, the logits under it are one
         FuseDense(),  # before quantise: scales belong to the fused output
+        AnchorMerges(),  # after FuseDense, which would take a layer of ones for nothing
     ]
 
 
@@ -78,18 +79,21 @@ def quantised_passes(policy: Policy) -> list[Pass]:
     """What a model that is quantised already goes through in place of `float_passes`."""
     from relay_passes import JoinBias
 
-    *passes, _ = float_passes(policy)  # without FuseDense: it folds constants, and int8 weights would be float32 ones
+    *passes, _, _ = float_passes(
+        policy
+    )  # without FuseDense: it folds constants, and int8 weights would be float32 ones
     return [*passes, JoinBias()]
 
 
 def unrounding_passes() -> list[Pass]:
     """From there to the float policy that the codes stand for, which int8 answers are compared with."""
-    from relay_passes import CanonicalizeClip, FuseDense, RemoveQdq
+    from relay_passes import AnchorMerges, CanonicalizeClip, FuseDense, RemoveQdq
 
     return [
         RemoveQdq(),
         CanonicalizeClip(),  # what is left of codes is a clip, which may meet a ReLU or another clip
         FuseDense(),
+        AnchorMerges(),
     ]
 
 
@@ -124,10 +128,10 @@ def compile_policy(
         raise TinyrlError(f"no policy at '{path}'; give an .onnx file")
 
     # these load TVM, which takes a second that `--help` and a bad option need not wait for
-    from relay_passes.chain import UnsupportedGraph
     from relay_passes.clipping import clipped
+    from relay_passes.network import UnsupportedGraph
     from tinyrl_tvm.emit.archive import archive
-    from tinyrl_tvm.kernels import kernels_of
+    from tinyrl_tvm.kernels import kernels_of, sources_of
     from tinyrl_tvm.reference import expectations
 
     name = module_identifier(module_name or path.stem)
@@ -167,7 +171,7 @@ def compile_policy(
     called = kernels_of(lowered)
     placed, placed_notes = _placed(kernels, called, core, records, asked=tuning_records is not None)
     reasons = tuple(offload.reason for offload in decided)
-    program = _program(simple, placed, core, precision, name, expected, reasons)
+    program = _program(simple, placed, sources_of(lowered), core, precision, name, expected, reasons)
     contract = _contract(program, budget)
 
     progress("print")
@@ -375,6 +379,7 @@ def _placed(
 def _program(
     policy: Policy,
     kernels: tuple[PlacedKernel | Offloaded, ...],
+    sources: tuple[tuple[int, ...], ...],
     core: Target,
     precision: str,
     name: str,
@@ -388,7 +393,7 @@ def _program(
         f"Written by tinyrl-tvm {tinyrl_tvm.__version__} from '{policy.source}' (sha256 {policy.sha256}), "
         f"{precision}, for {core.name}."
     )
-    return Program(name, core, precision, policy.inputs, action, kernels, pedigree, reasons)
+    return Program(name, core, precision, policy.inputs, action, kernels, sources, pedigree, reasons)
 
 
 def _contract(program: Program, budget: Budget) -> Contract:

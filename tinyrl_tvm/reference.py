@@ -46,14 +46,14 @@ def expectations(policy_graph: IRModule, graph: IRModule, precision: str, inputs
 
 
 def _float_expectations(graph: IRModule, inputs: list[np.ndarray], exact: np.ndarray) -> Expectations:
-    from relay_passes.chain import read_chain
     from relay_passes.head import read_head
+    from relay_passes.network import read_network
     from tinyrl_tvm.float_oracle import Float32, answers
 
-    chain = read_chain(graph)
-    head = read_head(chain)
+    network = read_network(graph)
+    head = read_head(network)
     rows = np.concatenate([part.reshape(len(part), -1) for part in inputs], axis=1)
-    actions, flushed = (answers(chain, head, rows, Float32(flushes)) for flushes in (False, True))
+    actions, flushed = (answers(network, head, rows, Float32(flushes)) for flushes in (False, True))
     answered = np.isfinite(actions) if actions.dtype == np.float32 else actions >= 0
     kept = np.flatnonzero((answered & (actions.view(np.int32) == flushed.view(np.int32))).all(axis=1))
     if not len(kept):

@@ -91,11 +91,13 @@ PASS_CONFIG = {
     "tir.usmp.enable": Word(YES, "the workspace is always planned by the compiler", "nothing else gives the workspace"),
     "tir.usmp.algorithm": Word(
         ("greedy_by_size", "greedy_by_conflicts", "hill_climb"),
-        "a chain of layers needs just two buffers",
-        "the workspace is planned as two buffers",
+        "the workspace is planned greedily by size",
+        "the workspace is planned greedily by size",
     ),
     "tir.usmp.use_workspace_io": Word(NO, "observation and action are always arrays of the caller's", "they stay so"),
-    "tir.disable_storage_rewrite": Word((*YES, *NO), "it moves no buffer of a chain of layers", "it is a yes or no"),
+    "tir.disable_storage_rewrite": Word(
+        (*YES, *NO), "the workspace is planned for all layers at once", "it is a yes or no"
+    ),
     "tir.disable_vectorize": Word(
         (*YES, *NO), "the schedules of the core decide what is a vector", "it is a yes or no"
     ),

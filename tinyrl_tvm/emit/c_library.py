@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyrl_tvm.cmsis_nn import FullyConnected, Offloaded, Softmax, since
+from tinyrl_tvm.cmsis_nn import Elementwise, FullyConnected, Offloaded, Softmax, since
 from tinyrl_tvm.emit import lower
 from tinyrl_tvm.emit.assembly import function_text
 from tinyrl_tvm.emit.program import ALIGNMENT, ITEM_BYTES, Program, Step
@@ -82,7 +82,7 @@ def print_layer(layer: FullyConnected, name: str, function: str) -> bytes:
         "pedigree": "Written by tinyrl-tvm, to be measured.",
         "guard": f"TVMGEN_{name.upper()}",
         "alignment": ALIGNMENT,
-        **_of_cmsis_nn([_offloaded(0, Step(function, layer, None, None), layer)]),
+        **_of_cmsis_nn([_offloaded(0, Step(function, layer, (None,), None), layer)]),
     }
     return _render("cmsis_nn.c.jinja", context)
 
@@ -135,7 +135,7 @@ def _arguments(program: Program, names: list[str]) -> str:
 
 
 def _copies(program: Program) -> list[dict[str, Any]]:
-    copies, offset = [], 0
+    copies, offset = [], program.gathered_at
     for spec, name in zip(program.inputs, _shell_names(program), strict=False):
         copies.append({"name": name, "offset": offset, "bytes": 4 * spec.length})
         offset += 4 * spec.length
@@ -155,8 +155,9 @@ def _kernel(step: Step, placed: PlacedKernel, program: Program) -> dict[str, str
 
 
 def _prototype(step: Step, answer: str) -> str:
-    (source, source_dtype, _), *parameters, (out, out_dtype, _) = step.placed.arguments
-    parts = [f"const {C_TYPES[source_dtype]} *{source}"]
+    *inputs, (out, out_dtype, _) = step.placed.arguments
+    sources, parameters = inputs[: step.placed.sources], inputs[step.placed.sources :]
+    parts = [f"const {C_TYPES[dtype]} *{name}" for name, dtype, _ in sources]
     parts += [f"const TINYRL_FLASH {C_TYPES[dtype]} *{name}" for name, dtype, _ in parameters]
     return f"{answer} {step.function}({', '.join(parts)}, {C_TYPES[out_dtype]} *{out})"
 
@@ -174,7 +175,7 @@ def _of_cmsis_nn(offloaded: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "offloaded": offloaded,
         "cmsis_nn_since": since(functions),
-        "rounds_twice": any(function.endswith("s8") for function in functions),
+        "rounds_twice": any(function != "arm_fully_connected_s16" for function in functions),
         "has_sums": any(layer["sums"] for layer in offloaded),
     }
 
@@ -199,11 +200,27 @@ def _offloaded(index: int, step: Step, offloaded: Offloaded) -> dict[str, Any]:
             "sums": False,
             "n_out": offloaded.n,
         }
+    if isinstance(offloaded, Elementwise):
+        between, behind = offloaded.numbers
+        return {
+            **said,
+            "softmax": None,
+            "between": ", ".join(map(str, between)),
+            "behind": ", ".join(map(str, behind)),
+            "prototype": _prototype(step, "int32_t"),
+            "parameters": _parameters(index, offloaded.parameters),
+            "sums": False,
+            "codes": offloaded.kernel.dtype,
+            "table": offloaded.table is not None,
+            "n_out": offloaded.kernel.n,
+        }
     layer = offloaded
     n_out, n_in = layer.weight.shape
     return {
         **said,
         "softmax": None,
+        "between": None,
+        "codes": layer.codes,
         "prototype": _prototype(step, "int32_t"),
         "parameters": _parameters(index, layer.parameters),
         "sums": layer.codes == "int8",
@@ -250,14 +267,17 @@ def _number(value: Any) -> str:
 def _call(index: int, step: Step, program: Program) -> dict[str, Any]:
     """The call, and whether it can fail."""
     *inputs, action = _shell_names(program)
-    (_, source_dtype, _), *_, (_, result_dtype, _) = step.placed.arguments
-    source = inputs[0] if step.source is None else _at(step.source, source_dtype, const=True)
+    *_, (_, result_dtype, _) = step.placed.arguments
+    sources = [
+        inputs[0] if offset is None else _at(offset, dtype, const=True)
+        for offset, (_, dtype, _) in zip(step.sources, step.placed.arguments, strict=False)
+    ]
     result = action if step.result is None else _at(step.result, result_dtype, const=False)
     if isinstance(step.placed, Offloaded):
-        can_fail = isinstance(step.placed, FullyConnected)  # a softmax returns no status
-        return {"text": f"{step.function}({source}, {result})", "can_fail": can_fail}
+        can_fail = not isinstance(step.placed, Softmax)  # which returns no status
+        return {"text": f"{step.function}({', '.join([*sources, result])})", "can_fail": can_fail}
     arrays = [f"{p.name}_{index} + {p.origin}" if p.origin else f"{p.name}_{index}" for p in step.placed.parameters]
-    return {"text": f"{step.function}({', '.join([source, *arrays, result])})", "can_fail": False}
+    return {"text": f"{step.function}({', '.join([*sources, *arrays, result])})", "can_fail": False}
 
 
 def _at(offset: int, dtype: str, const: bool) -> str:

@@ -68,7 +68,10 @@ class Code:
 
 
 _CLAMP = Range(60, 300)
-_SOFT = {"clamp": _CLAMP, "dense": Range(160, 420), "head": Range(650, 1750)}
+# GCC makes one function of those that are alike.
+_OF_FLOATS = {"clamp": _CLAMP, "merge": Range(0, 1200), "map": Range(0, 480)}
+_OF_CODES = {"clamp": _CLAMP, "merge": Range(20, 500), "map": Range(0, 160)}
+_SOFT = {**_OF_FLOATS, "dense": Range(160, 420), "head": Range(650, 1750)}
 _ANY_FUNCTION = {"tanh": Range(0, 7800), "sigmoid": Range(0, 3800)}
 
 # By precision and target. Software's fused multiply-add is the greater part of float32 without a unit for floats: GCC calls
@@ -93,20 +96,20 @@ IN_C = {
         Range(110, 520),
     ),
     ("float32", "portable"): Code(
-        {"clamp": _CLAMP, "dense": Range(150, 650), "head": Range(250, 1900), "softmax": Range(200, 6600)},
+        {**_OF_FLOATS, "dense": Range(150, 650), "head": Range(250, 1900), "softmax": Range(200, 6600)},
         Range(0, 3200),
         _ANY_FUNCTION,
         Range(8, 520),
     ),
     ("float32", "host"): Code(
-        {"clamp": _CLAMP, "dense": Range(150, 1500), "head": Range(180, 1900), "softmax": Range(200, 6600)},
+        {**_OF_FLOATS, "dense": Range(150, 1500), "head": Range(180, 1900), "softmax": Range(200, 6600)},
         Range(0, 3200),
         _ANY_FUNCTION,
         Range(60, 560),
     ),
     ("int8", "portable"): Code(
         {
-            "clamp": _CLAMP,
+            **_OF_CODES,
             "quantize": Range(80, 700),
             "dense": Range(60, 350),
             "head": Range(60, 1250),
@@ -118,7 +121,7 @@ IN_C = {
     ),
     ("int8", "host"): Code(
         {
-            "clamp": _CLAMP,
+            **_OF_CODES,
             "quantize": Range(60, 300),
             "dense": Range(140, 1000),
             "head": Range(40, 1000),
@@ -136,20 +139,27 @@ IN_C |= dict.fromkeys([("int16", "portable"), ("int16", "host")], IN_C["int8", "
 
 @dataclass(frozen=True)
 class CmsisNN:
-    """What GCC 12 and clang 19 make of CMSIS-NN: a fully connected layer, a softmax, and the frames under a call of each."""
+    """What GCC 12 and clang 19 make of CMSIS-NN: a fully connected layer, a softmax, a merge, and the frames under a call of
+    each."""
 
     layer: Range
     softmax: Range
+    merge: Range
     layer_stack: Range
     softmax_stack: Range
+    merge_stack: Range
 
 
-HELIUM = CmsisNN(Range(1300, 2100), Range(4800, 7600), Range(190, 400), Range(190, 820))
-WITHOUT_HELIUM = CmsisNN(Range(2000, 4600), Range(2200, 6500), Range(180, 280), Range(100, 280))
+HELIUM = CmsisNN(
+    Range(1300, 2100), Range(4800, 7600), Range(100, 700), Range(190, 400), Range(190, 820), Range(20, 320)
+)
+WITHOUT_HELIUM = CmsisNN(
+    Range(2000, 4600), Range(2200, 6500), Range(150, 1900), Range(180, 280), Range(100, 280), Range(30, 260)
+)
 STRUCTURES = Range(70, 100)  # that a layer hands it
-LAYER_CALL, SOFTMAX_CALL = Range(60, 140), Range(40, 180)
+LAYER_CALL, SOFTMAX_CALL, MERGE_CALL = Range(60, 140), Range(40, 180), Range(40, 180)
 AN_ANSWER = Range(0, 16)  # of a softmax, or through a table: GCC writes the loop out
-LAYER_FRAME, SOFTMAX_FRAME = Range(32, 240), Range(24, 180)
+LAYER_FRAME, SOFTMAX_FRAME, MERGE_FRAME = Range(32, 240), Range(24, 180), Range(32, 180)
 
 # The compiler's runtime under kernels in assembly, by what they call.
 ROUTINES = {
@@ -225,20 +235,27 @@ def _cmsis_nn(program: Program) -> Contributor:
     """Its functions, and the structures of our calls."""
     makes = _helium(program)
     layers = sum(isinstance(placed, FullyConnected) for placed in program.kernels)
-    functions = [makes.softmax if name == "arm_softmax_s8" else makes.layer for name in program.cmsis_nn]
+    functions = [getattr(makes, _kind(name)) for name in program.cmsis_nn]
     return _together([part.of("CMSIS-NN") for part in functions] + [STRUCTURES.of("CMSIS-NN", layers)])
+
+
+def _kind(function: str) -> str:
+    """What `function` of CMSIS-NN computes: layer, softmax or merge."""
+    return "softmax" if "softmax" in function else "merge" if "elementwise" in function else "layer"
 
 
 def _call_of_cmsis_nn(placed: Offloaded, makes: CmsisNN, code: str, frame: str) -> _Kernel:
     _, _, n_out = placed.arguments[-1]
-    layer = isinstance(placed, FullyConnected)
+    kind = _kind(placed.function)
+    call, own = {
+        "layer": (LAYER_CALL, LAYER_FRAME),
+        "softmax": (SOFTMAX_CALL, SOFTMAX_FRAME),
+        "merge": (MERGE_CALL, MERGE_FRAME),
+    }[kind]
     answers = n_out if isinstance(placed, Softmax) or placed.table is not None else 0
     return _Kernel(
-        _together([(LAYER_CALL if layer else SOFTMAX_CALL).of(code), AN_ANSWER.of(code, answers)]),
-        (
-            (LAYER_FRAME if layer else SOFTMAX_FRAME).of(frame),
-            (makes.layer_stack if layer else makes.softmax_stack).of("CMSIS-NN"),
-        ),
+        _together([call.of(code), AN_ANSWER.of(code, answers)]),
+        (own.of(frame), getattr(makes, f"{kind}_stack").of("CMSIS-NN")),
     )
 
 

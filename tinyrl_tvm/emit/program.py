@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tinyrl_tvm.cmsis_nn import FullyConnected, Offloaded
+from tinyrl_tvm.cmsis_nn import Elementwise, FullyConnected, Offloaded, Softmax
 from tinyrl_tvm.emit import lower
 from tinyrl_tvm.interface import Layer
 from tinyrl_tvm.policy import TensorSpec, c_names
@@ -24,18 +23,51 @@ ITEM_BYTES = {"int8": 1, "int16": 2, "int32": 4, "int64": 8, "float32": 4}
 
 @dataclass(frozen=True)
 class Step:
-    """A call of a kernel. `source` and `result` are byte offsets into the workspace; None is the caller's own array."""
+    """A call of a kernel. `sources` and `result` are byte offsets into the workspace; None is the caller's own array."""
 
     function: str
     placed: PlacedKernel | Offloaded
-    source: int | None
+    sources: tuple[int | None, ...]
     result: int | None
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """`n_bytes` that a kernel writes and that are read for the last time by another."""
+
+    n_bytes: int
+    written: int
+    read: int
+
+    def meets(self, other: Tensor) -> bool:
+        """Whether both are in use while some kernel runs."""
+        return self.written <= other.read and other.written <= self.read
+
+
+def arrange(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
+    """Offsets for the tensors, so that none in use lies on another, and the bytes that takes.
+
+    The largest first, of equals the last, each as low as it goes: greedy by size, after Y. Pisarchyk and J. Lee, Efficient
+    Memory Management for Deep Neural Net Inference, 2020.
+    """
+    offsets: dict[int, int] = {}
+    for index in sorted(range(len(tensors)), key=lambda i: (tensors[i].n_bytes, i), reverse=True):
+        tensor, offset = tensors[index], 0
+        taken = sorted((offsets[i], offsets[i] + tensors[i].n_bytes) for i in offsets if tensors[i].meets(tensor))
+        for start, end in taken:
+            if offset + tensor.n_bytes <= start:
+                break
+            offset = max(offset, end)
+        offsets[index] = offset
+    size = max((offsets[i] + tensor.n_bytes for i, tensor in enumerate(tensors)), default=0)
+    return [offsets[index] for index in range(len(tensors))], size
+
+
+@dataclass(frozen=True)
 class Program:
-    """Everything the printers need to know. `kernels` run in a chain, each on its predecessor's output; `reasons` say why
-    each runs where it does, and are empty where nothing was to be offloaded."""
+    """Everything the printers need to know. `kernels` run in order, each on the answers of those that its `sources` name, -1
+    for the observations; the last one's answer is the action. `reasons` say why each runs where it does, and are empty where
+    nothing was to be offloaded."""
 
     name: str
     target: Target
@@ -43,6 +75,7 @@ class Program:
     inputs: tuple[TensorSpec, ...]
     action: TensorSpec
     kernels: tuple[PlacedKernel | Offloaded, ...]
+    sources: tuple[tuple[int, ...], ...]
     pedigree: str
     reasons: tuple[str, ...] = ()
 
@@ -72,27 +105,50 @@ class Program:
 
     @property
     def plan(self) -> tuple[tuple[Step, ...], int]:
-        """The calls, and the bytes of workspace they need.
-
-        A chain needs two buffers: every kernel reads the one its predecessor wrote and writes the other.
-        """
-        sizes = [_bytes(4 * self.n_observations) if self.gathers else 0]
-        # a kernel may read more than its predecessor wrote: inputs come in chunks, and meet weights of zero there
-        sizes += [
-            _bytes(max(_array_bytes(writer, -1), _array_bytes(reader, 0)))
-            for writer, reader in itertools.pairwise(self.kernels)
-        ]
-        even, odd = max(sizes[0::2], default=0), max(sizes[1::2], default=0)
-        offsets: list[int | None] = [(0, even)[index % 2] for index in range(len(sizes))]
-        if not self.gathers:
-            offsets[0] = None
+        """The calls, and the bytes of workspace they need."""
+        at, size = self._places
         steps = [
-            Step(f"tvmgen_{self.name}_{_function(placed)}{index}", placed, source, result)
-            for index, (placed, source, result) in enumerate(
-                zip(self.kernels, offsets, [*offsets[1:], None], strict=True)
+            Step(
+                f"tvmgen_{self.name}_{_function(placed)}{index}",
+                placed,
+                tuple(at[source] for source in sources),
+                at.get(index),
             )
+            for index, (placed, sources) in enumerate(zip(self.kernels, self.sources, strict=True))
         ]
-        return tuple(steps), even + odd
+        return tuple(steps), size
+
+    @property
+    def gathered_at(self) -> int:
+        """Where in the workspace several observations are joined."""
+        offset = self._places[0][-1]
+        assert offset is not None
+        return offset
+
+    @property
+    def _places(self) -> tuple[dict[int, int | None], int]:
+        """Offsets of the observations, under -1, and of what every kernel but the last answers; the workspace's size."""
+        offsets, size = arrange(self._tensors)
+        at: dict[int, int | None] = dict(zip(range(-1, len(self.kernels) - 1), offsets, strict=True))
+        return (at if self.gathers else at | {-1: None}), size
+
+    @property
+    def _tensors(self) -> list[Tensor]:
+        """What lies in the workspace: the gathered observations, then every kernel's answer but the last one's."""
+        tensors = []
+        for writer in range(-1, len(self.kernels) - 1):
+            read = [
+                (reader, place)
+                for reader, sources in enumerate(self.sources)
+                for place, source in enumerate(sources)
+                if source == writer
+            ]
+            # a kernel may read more than was written: inputs come in chunks, and meet weights of zero there
+            sizes = [_array_bytes(self.kernels[reader], place) for reader, place in read]
+            sizes.append(_array_bytes(self.kernels[writer], -1) if writer >= 0 else 4 * self.n_observations)
+            in_workspace = writer >= 0 or self.gathers
+            tensors.append(Tensor(_bytes(max(sizes)) if in_workspace else 0, writer, max(reader for reader, _ in read)))
+        return tensors
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -148,9 +204,10 @@ def _worded(name: str, otherwise: str) -> str:
 
 def _function(placed: PlacedKernel | Offloaded) -> str:
     if isinstance(placed, Offloaded):
-        return "dense" if isinstance(placed, FullyConnected) else "softmax"
+        return {FullyConnected: "dense", Softmax: "softmax", Elementwise: "merge"}[type(placed)]
     kind = type(placed.kernel).__name__
     starts = {"Quantize": "quantize", "Clamp": "clamp", "DenseHead": "head", "HeadOf": "head", "Softmax": "softmax"}
+    starts |= {"Add": "merge", "Multiply": "merge", "Merge": "merge", "Map": "map"}
     return next((name for start, name in starts.items() if kind.startswith(start)), "dense")
 
 

@@ -264,7 +264,9 @@ def empty_library(target: Target, functions: tuple[str, ...] = ()) -> Any:
     limit: np.ndarray = np.ones(1, np.float32)
     kernel = place(k.Clamp(-limit, limit), target.kernels)
     spec = TensorSpec("obs", (1,), "float32")
-    program = Program("empty", target, "float32", (spec,), TensorSpec("action", (1,), "float32"), (kernel,), "")
+    program = Program(
+        "empty", target, "float32", (spec,), TensorSpec("action", (1,), "float32"), (kernel,), ((-1,),), ""
+    )
     zero: np.ndarray = np.zeros((1, 1), np.float32)
     vectors = {"observations": zero, "expected": zero, "float_action": zero}
     facts = {"tolerance": 0.0, "source": "tune", "sha256": 64 * "0", "cmsis_nn": list(functions)}

@@ -59,6 +59,7 @@ def _questions(kernel: Kernel, n: int, rng: np.random.Generator) -> np.ndarray:
         return _with_ends(4 * rng.normal(size=(n, kernel.n)), 1e30).astype(np.float32)
     if isinstance(kernel, k.SoftmaxCodes):
         return _with_ends(rng.integers(-128, 128, (n, kernel.n)), 127).astype(np.int8)
+    assert not isinstance(kernel, k.Elementwise)  # no task: they have nothing to choose
     n_in = kernel.weight.shape[1]
     if isinstance(kernel, k.DenseFloat) or kernel.weight.dtype == np.float32:
         return _with_ends(rng.normal(size=(n, n_in)), 10.0).astype(np.float32)
@@ -104,6 +105,7 @@ def _answers(kernel: Kernel, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(kernel, k.Softmax | k.DenseFloat) or (isinstance(kernel, k.DenseHead) and kernel.floating):
         (answers, finite), (flushed, _) = (_of_floats(kernel, x, Float32(flushes)) for flushes in (False, True))
         return answers, finite & (answers.view(np.int32) == flushed.view(np.int32)).all(axis=1)
+    assert not isinstance(kernel, k.Elementwise)
     accumulator = x.astype(np.int64) @ kernel.weight.astype(np.int64).T + kernel.bias
     certain = (np.abs(accumulator) <= LARGEST).all(axis=1)
     accumulator = np.where(certain[:, np.newaxis], accumulator, 0).astype(np.int32)

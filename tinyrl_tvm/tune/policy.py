@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from schedules.elementwise import Elementwise
 from tinyrl_tvm import pipeline
 from tinyrl_tvm.cmsis_nn import FullyConnected
 from tinyrl_tvm.records import Record, RecordFile, Records, read
@@ -42,11 +43,13 @@ def tasks_of_policy(
     # where the C twin is the only code there is nothing to choose
     own = compiled.precision == "int8" or core.float_unit
     # the exam asks codes of 8 bits, and our own kernels of 16 leave no choice to compare with
-    offloads = [
-        called if isinstance(called, FullyConnected) and compiled.precision == "int8" else None
-        for called in compiled.called
+    layers = [
+        (kernel, called if isinstance(called, FullyConnected) and compiled.precision == "int8" else None)
+        for kernel, called in zip(compiled.kernels, compiled.called, strict=True)
+        if not isinstance(kernel, Elementwise)  # which reads two tensors, and has nothing to choose
     ]
-    return tasks_of(compiled.kernels, core.kernels if own else "portable", offloads)
+    kernels, offloads = zip(*layers, strict=True)
+    return tasks_of(kernels, core.kernels if own else "portable", offloads)
 
 
 def read_known(records: Path, given: Path | None, target: str) -> tuple[Records, Records]:

@@ -7,17 +7,7 @@
 #include <stddef.h>
 
 #include "arm_nnfunctions.h"
-
-static int64_t requantized(int64_t value, int64_t multiplier, int32_t shift)
-{
-    const int32_t right = shift < 0 ? -shift : 0;
-    const int64_t shifted = shift > 0 ? value * ((int64_t)1 << shift) : value;
-    const int64_t product = shifted * multiplier + ((int64_t)1 << 30);
-    const int64_t high = (product >= 0 ? product : product - (((int64_t)1 << 31) - 1)) / ((int64_t)1 << 31); /* floor */
-    const int64_t half = right ? (int64_t)1 << (right - 1) : 0;
-    const int64_t magnitude = ((high < 0 ? -high : high) + half) / ((int64_t)1 << right); /* ties away from zero */
-    return high < 0 ? -magnitude : magnitude;
-}
+#include "requantized.h"
 
 static int is_in(int64_t value, int64_t low, int64_t high) { return low <= value && value <= high; }
 
