@@ -478,7 +478,12 @@ MODELS = {
         lambda: saved(
             small_model("float[1,3] action", '["/lstm/LSTM"] action = LSTM(obs, w_hidden, w_hidden)'), Path()
         ),
-        f"LSTM at node '/lstm/LSTM' of 'policy.onnx' cannot be compiled; supported: {SUPPORTED}",
+        "LSTM at node '/lstm/LSTM' of 'policy.onnx' cannot be compiled; policies are feed-forward networks of dense layers; "
+        "recurrent networks are refused",
+    ),
+    "an operator that nobody knows": (
+        lambda: saved(small_model("float[1,3] action", '["/f"] action = Frobnicate(obs)'), Path()),
+        f"Frobnicate at node '/f' of 'policy.onnx' cannot be compiled; supported: {SUPPORTED}",
     ),
     "no chain of layers": (
         lambda: saved(

@@ -689,16 +689,20 @@ def test_operator_that_cannot_be_compiled_is_named_with_its_node(case: str, tmp_
     )
     with pytest.raises(UnsupportedOp) as caught:
         load(path)
-    assert (
-        str(caught.value) == f"{operator} at node '{node}' of 'policy.onnx' cannot be compiled; supported: {SUPPORTED}"
-    )
+    why = {
+        "recurrent": "policies are feed-forward networks of dense layers; recurrent networks are refused",
+        "image": "policies are feed-forward networks of dense layers; convolutional networks are refused",
+    }.get(case, f"supported: {SUPPORTED}")
+    assert str(caught.value) == f"{operator} at node '{node}' of 'policy.onnx' cannot be compiled; {why}"
 
 
 def test_operator_that_every_candidate_needs_comes_before_the_choice(tmp_path: Path) -> None:
     """A recurrent export has its states among the outputs: naming one would not help."""
     body = '["/lstm"] t, state = LSTM(obs, w_hidden, w_hidden) action = Tanh(t)'
     path = saved(small_model("float[1,1,3] action, float[1,1,3] state", body), tmp_path)
-    assert refusal(path).startswith("LSTM at node '/lstm' of 'policy.onnx' cannot be compiled; supported: ")
+    assert refusal(path).startswith(
+        "LSTM at node '/lstm' of 'policy.onnx' cannot be compiled; policies are feed-forward"
+    )
 
 
 def test_operator_that_one_candidate_needs_does_not_hide_the_choice(tmp_path: Path) -> None:

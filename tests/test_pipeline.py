@@ -310,3 +310,26 @@ def test_slices_in_another_order_are_refused_not_swapped(tmp_path: Path) -> None
     for precision in ("int8", "float32"):
         said = error(tmp_path, model, UnsupportedOp, precision=precision, calibration=rows_in(tmp_path, model))
         assert said == "'policy.onnx': arg max of slices of 9 outputs; every output must take part, once and in order"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("esp32", "portable"),
+        ("ESP32-C3", "rv32imc"),
+        ("llvm", "host"),
+        ("cortex-m0+", "cortex-m0"),
+        ("rp2350", "cortex-m33"),
+    ],
+)
+def test_a_chip_is_told_its_target(given: str, meant: str, tmp_path: Path) -> None:
+    said = error(tmp_path, target=given)
+    assert said == f"no target '{given}'; compile for '{meant}', which runs there"
+
+
+def test_calibration_that_never_moves_is_doubted(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.npz"
+    for value, doubted in ((np.ones((50, 6), np.float32), True), (np.eye(6, dtype=np.float32), False)):
+        np.savez(rows, calibration=value)
+        notes = compiled(tmp_path, dense_policy((6, 8, 2)), calibration=rows).notes
+        assert any("calibration rows are the same: the ranges are guesses" in note for note in notes) == doubted

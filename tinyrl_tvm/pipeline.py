@@ -196,6 +196,7 @@ def compile_policy(
     notes = (
         *policy.notes,
         *(["the scales are the model's own; --calibration gives test vectors alone"] if coded and calibration else []),
+        *_doubts(observations),
         f"test vectors: {len(expected.actions)} rows, {observations.vectors_from}",
         *expected.notes,
         *records.notes,
@@ -229,6 +230,14 @@ def _command(
     words += ["--output", output] if output else []
     words += ["--tuning-records", tuning_records.name] if tuning_records else []
     return [*words, "--module-name", name, "-o", f"{name}.tar"]
+
+
+def _doubts(observations: Observations) -> tuple[str, ...]:
+    """What makes the ranges of calibration rows guesses."""
+    rows = observations.calibration
+    if rows is None or (rows != rows[0]).any():
+        return ()
+    return (f"all {len(rows):,} calibration rows are the same: the ranges are guesses; give rows of a rollout",)
 
 
 def _observed(observations: Observations) -> dict[str, list[float]] | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tinyrl_tvm.errors import unknown_name
+from tinyrl_tvm.errors import TinyrlError, unknown_name
 
 if TYPE_CHECKING:
     from tvm.target import Target as TvmTarget
@@ -344,7 +344,23 @@ BOARDS = {
 }
 
 
+# Chips and compilers that are no targets by name, and the target of each.
+_OTHER_NAMES = {
+    **dict.fromkeys(
+        ("esp32", "esp32s2", "esp32s3", "esp8266", "avr", "atmega328p", "atmega2560", "arduino"), "portable"
+    ),
+    **dict.fromkeys(("esp32c3", "esp32c6", "esp32h2", "riscv32"), "rv32imc"),
+    **dict.fromkeys(("llvm", "x86-64", "x86_64", "aarch64", "native"), "host"),
+    **dict.fromkeys(("cortex-m0plus", "cortex-m0+", "cortex-m23", "rp2040"), "cortex-m0"),
+    "cortex-m85": "cortex-m55",
+    "rp2350": "cortex-m33",
+}
+
+
 def target_named(name: str) -> Target:
+    """Raises TinyrlError for a name that is none, with the one that was probably meant."""
+    if meant := _OTHER_NAMES.get(name.lower().replace("esp32-", "esp32")):
+        raise TinyrlError(f"no target '{name}'; compile for '{meant}', which runs there")
     if name not in TARGETS:
         raise unknown_name("target", name, TARGETS)
     return TARGETS[name]

@@ -22,6 +22,12 @@ SUPPORTED_OPS = frozenset(
     | {"Concat", "Split", "Slice", "Gather", "OneHot"}
     | {"QuantizeLinear", "DequantizeLinear"}
 )
+# What a policy of another kind is made of, and what to say of it.
+NOT_YET = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool"), "convolutional networks"),
+    **dict.fromkeys(("LSTM", "GRU", "RNN", "Loop", "Scan"), "recurrent networks"),
+    **dict.fromkeys(("Attention", "MultiHeadAttention"), "attention layers"),
+}
 SAMPLING_OPS = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
@@ -38,10 +44,12 @@ def check_operators(graph: Graph, needed: frozenset[str], source: str) -> None:
     for node in graph.nodes(needed & graph.varying):  # whatever else is there is a constant by the time TVM compiles
         if node.domain not in ("", "ai.onnx") or node.op_type not in SUPPORTED_OPS:
             operator = ".".join(filter(None, (node.domain, node.op_type)))
-            raise UnsupportedOp(
-                f"{one_line(operator)} at node {named(node)} of '{source}' cannot be compiled; "
-                f"supported: {', '.join(sorted(SUPPORTED_OPS))}"
+            why = (
+                f"policies are feed-forward networks of dense layers; {NOT_YET[operator]} are refused"
+                if operator in NOT_YET
+                else f"supported: {', '.join(sorted(SUPPORTED_OPS))}"
             )
+            raise UnsupportedOp(f"{one_line(operator)} at node {named(node)} of '{source}' cannot be compiled; {why}")
 
 
 def check_weights(graph: Graph, action: str, source: str) -> None:
