@@ -20,9 +20,10 @@ from .dataflow import bindings, op_name, shape_of
 from .evaluate import evaluate
 from .head import Continuous, read_head
 from .lower_dense import call_arguments, call_name
-from .network import Function, read_network
+from .network import Function, Map, read_network
 from .oracle import LAW
 
+_MERGES = {"tinyrl.add": "sum", "tinyrl.multiply": "product"}
 FAR = np.array([-2e6, -1e6, 1e6, 2e6])  # a function that does not change out there is level
 
 _Place = tuple[str, int, int, bool, bool]  # a layer, its limits, and whether its function is level below and above
@@ -61,7 +62,9 @@ def _quantising(policy: tvm.IRModule, module: tvm.IRModule) -> Iterator[tuple[Va
     """Every variable that a quantising call writes: which and where."""
     network = read_network(policy)
     head = read_head(network)
-    functions = [node.function for node in network.nodes[:-1]]
+    functions = [
+        node.function for node in network.nodes[:-1] if not isinstance(node, Map)
+    ]  # a map's codes are its table's
     functions += [head.function] if isinstance(head, Continuous) else []
     remaining = iter(functions)
     layer = ""
@@ -74,6 +77,8 @@ def _quantising(policy: tvm.IRModule, module: tvm.IRModule) -> Iterator[tuple[Va
             yield var, (f"quantize {shape_of(var)[-1]}", *_limits(value), False, False)
         elif name in ("tinyrl.shift", "tinyrl.requantize", "tinyrl.requantize_int16"):
             yield var, (layer, *_limits(value), *_level(next(remaining, None)))
+        elif name in _MERGES:
+            yield var, (f"{_MERGES[name]} of {shape_of(var)[-1]}", *_limits(value), *_level(next(remaining, None)))
 
 
 def _limits(value: tvm.ir.Call) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from merged_policies import merged_policy, pre_activated, residual
 from policies import compile_model, dense_policy
 
 from tinyrl_tvm.library import ModelLibrary
@@ -52,3 +53,18 @@ def test_a_relu_is_at_its_zero_as_often_as_its_layer_is_negative(tmp_path: Path)
 
 def test_a_float32_policy_has_no_codes_to_clip(tmp_path: Path) -> None:
     assert clipped(compiled(tmp_path, "Relu", 1.0, precision="float32")) == []
+
+
+def test_a_merge_has_codes_of_its_own_and_a_map_has_not(tmp_path: Path) -> None:
+    """Every entry beside the function of its own node."""
+    model = merged_policy(pre_activated(4, 16, 2), 4, 2)
+    entries = clipped(compile_model(model, tmp_path).library)
+    dense = ("dense 16 -> 16", False, False)
+    assert [(entry["layer"], entry["level_low"], entry["level_high"]) for entry in entries] == [
+        ("quantize 4", False, False),
+        ("dense 4 -> 16", False, False),
+        *(dense, ("sum of 16", False, False), dense, ("sum of 16", False, False)),
+    ]
+    model = merged_policy(residual(4, 16, 2), 4, 2)
+    levels = {entry["layer"]: entry["level_low"] for entry in clipped(compile_model(model, tmp_path).library)}
+    assert levels["sum of 16"]  # a ReLU follows it
