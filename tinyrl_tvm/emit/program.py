@@ -47,11 +47,11 @@ class Tensor:
 def arrange(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
     """Offsets for the tensors, so that none in use lies on another, and the bytes that takes.
 
-    The largest first, of equals the last, each as low as it goes: greedy by size, after Y. Pisarchyk and J. Lee, Efficient
+    The largest first, each as low as it goes: greedy by size, after Y. Pisarchyk and J. Lee, Efficient
     Memory Management for Deep Neural Net Inference, 2020.
     """
     offsets: dict[int, int] = {}
-    for index in sorted(range(len(tensors)), key=lambda i: (tensors[i].n_bytes, i), reverse=True):
+    for index in sorted(range(len(tensors)), key=lambda i: -tensors[i].n_bytes):
         tensor, offset = tensors[index], 0
         taken = sorted((offsets[i], offsets[i] + tensors[i].n_bytes) for i in offsets if tensors[i].meets(tensor))
         for start, end in taken:
