@@ -914,7 +914,7 @@ def test_names_of_strangers_do_not_steer_the_terminal(p1: Path) -> None:
     np.savez("obs.npz", first=np.ones(4), second=np.ones(4))
     result = tinyrl("run", "library.tar", "-i", "obs.npz")
     assert result.exit_code == 1
-    assert "takes obs?[2J" in result.stderr
+    assert "takes 'obs?[2J'" in result.stderr
 
 
 # ---- targets and doctor ----
