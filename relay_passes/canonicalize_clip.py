@@ -23,7 +23,7 @@ import tvm
 from tvm import relax
 from tvm.ir import Var
 
-from .dataflow import bindings, constant, dtype_of, op_name, rewrite_main, shape_of
+from .dataflow import bindings, constant, dtype_of, op_name, rewrite_main, shape_of, use_counts
 from .evaluate import constants_of, tir_bound
 
 Bound = np.ndarray | np.floating[Any]
@@ -48,15 +48,17 @@ class CanonicalizeClip:
 
 
 def _clamps(module: tvm.IRModule) -> dict[Var, _Clamp]:
-    """Every variable of `main` that is a clamp, with the clamps it is made of merged."""
+    """Every variable of `main` that is a clamp, with the clamps it alone reads merged."""
     known = constants_of(module)
-    values = dict(bindings(module["main"]))
+    values, uses = dict(bindings(module["main"])), use_counts(module["main"])
     clamps: dict[Var, _Clamp] = {}
     for var, value in values.items():
         step = _step(module, var, value, values, known)
         if step is None:
             continue
-        inner = clamps.get(step.x, _Clamp(step.x, np.float32(-np.inf), np.float32(np.inf)))
+        inner = _Clamp(step.x, np.float32(-np.inf), np.float32(np.inf))
+        if uses[step.x] == 1:  # else the clamp is there anyway, and all who read it should read the same
+            inner = clamps.get(step.x, inner)
         # max(min(max(x, low), high), l) = min(max(x, max(low, l)), max(high, l)), and so for the other end.
         clamps[var] = _Clamp(
             inner.x,

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often the codes of an int8 or int16 policy end at a limit: what quantisation cut off, a layer at a time.
+"""How often the codes of an int8 or int16 policy end at a limit: what quantisation cut off, a layer or merge at a time.
 
     accumulators -> tinyrl.requantize(..., low, high)        at_low = #(code == low), at_high = #(code == high)
+    codes, codes -> tinyrl.add(..., low, high)               likewise
 
 It evaluates the graph that the oracle evaluates, so that what it counts is what happens on the device.
 Not every limit is a loss: a ReLU is level below zero, a tanh at both ends.
@@ -23,16 +24,18 @@ from .lower_dense import call_arguments, call_name
 from .network import Function, Map, read_network
 from .oracle import LAW
 
-_MERGES = {"tinyrl.add": "sum", "tinyrl.multiply": "product"}
 FAR = np.array([-2e6, -1e6, 1e6, 2e6])  # a function that does not change out there is level
+_OF_SUMS = ("tinyrl.shift", "tinyrl.requantize", "tinyrl.requantize_int16")
+_OF_CODES = {"tinyrl.add": "sum", "tinyrl.multiply": "product"}
 
-_Place = tuple[str, int, int, bool, bool]  # a layer, its limits, and whether its function is level below and above
+# a layer or merge, its limits, and whether its function is level below and above
+_Place = tuple[str, int, int, bool, bool]
 
 
 @dataclass(frozen=True)
 class Clipped:
-    """Codes of one layer over the rows: of `n_codes`, how many are the least and the greatest there are; and whether the
-    layer's own function is level there, so that nothing is lost."""
+    """Codes of one layer or merge over the rows: of `n_codes`, how many are the least and the greatest there are; and whether
+    its own function is level there, so that nothing is lost."""
 
     layer: str
     n_codes: int
@@ -43,8 +46,8 @@ class Clipped:
 
 
 def clipped(policy: tvm.IRModule, module: tvm.IRModule, *rows: np.ndarray) -> tuple[Clipped, ...]:
-    """Of every layer of `module` that writes codes, in order, for observations, one array (n_rows, ...) an input. `policy`
-    is the float one."""
+    """Of every layer and merge of `module` that writes codes, in order, for observations, one array (n_rows, ...) an input.
+    `policy` is the float one."""
     counted: list[Clipped] = []
     quantising = dict(_quantising(policy, module))
 
@@ -62,9 +65,8 @@ def _quantising(policy: tvm.IRModule, module: tvm.IRModule) -> Iterator[tuple[Va
     """Every variable that a quantising call writes: which and where."""
     network = read_network(policy)
     head = read_head(network)
-    functions = [
-        node.function for node in network.nodes[:-1] if not isinstance(node, Map)
-    ]  # a map's codes are its table's
+    # a map is a table alone, which cuts nothing off
+    functions = [node.function for node in network.nodes[:-1] if not isinstance(node, Map)]
     functions += [head.function] if isinstance(head, Continuous) else []
     remaining = iter(functions)
     layer = ""
@@ -75,10 +77,11 @@ def _quantising(policy: tvm.IRModule, module: tvm.IRModule) -> Iterator[tuple[Va
         name = call_name(value)
         if name == "tinyrl.quantize":
             yield var, (f"quantize {shape_of(var)[-1]}", *_limits(value), False, False)
-        elif name in ("tinyrl.shift", "tinyrl.requantize", "tinyrl.requantize_int16"):
+        elif name in _OF_SUMS:
             yield var, (layer, *_limits(value), *_level(next(remaining, None)))
-        elif name in _MERGES:
-            yield var, (f"{_MERGES[name]} of {shape_of(var)[-1]}", *_limits(value), *_level(next(remaining, None)))
+        elif name in _OF_CODES:
+            merge = f"{_OF_CODES[name]} of {shape_of(var)[-1]}"
+            yield var, (merge, *_limits(value), *_level(next(remaining, None)))
 
 
 def _limits(value: tvm.ir.Call) -> tuple[int, int]:

@@ -118,9 +118,9 @@ def rewrite_main(
         with builder.dataflow():
             for var, value in reversed(kept):
                 write = builder.emit_output if var.same_as(output) else builder.emit
-                new_value = _substitute(value, renamed)
+                new_value = substitute(value, renamed)
                 renamed[var] = new_value if isinstance(new_value, Var) else write(new_value)
-            result = renamed[output] if output in renamed else builder.emit_output(_substitute(output, renamed))
+            result = renamed[output] if output in renamed else builder.emit_output(substitute(output, renamed))
         builder.emit_func_output(result)
     attrs = {key: value for key, value in (old.attrs or {}).items() if key != "global_symbol"}
     if "num_input" in attrs:
@@ -139,13 +139,14 @@ def without_twins(module: tvm.IRModule) -> tvm.IRModule:
     return rewrite_main(tvm.transform.Sequential([relax.transform.EliminateCommonSubexpr()])(module))
 
 
-def _substitute(expr: relax.Expr, renamed: Mapping[Var, Var]) -> relax.Expr:
+def substitute(expr: relax.Expr, renamed: Mapping[Var, relax.Expr]) -> relax.Expr:
+    """`expr` of what variables are `renamed` to."""
     if isinstance(expr, Var):
         return renamed.get(expr, expr)
     if isinstance(expr, Call):
-        return Call(expr.op, [_substitute(arg, renamed) for arg in expr.args], expr.attrs, expr.ty_args)
+        return Call(expr.op, [substitute(arg, renamed) for arg in expr.args], expr.attrs, expr.ty_args)
     if isinstance(expr, Tuple):
-        return Tuple([_substitute(field, renamed) for field in expr.fields])
+        return Tuple([substitute(field, renamed) for field in expr.fields])
     if isinstance(expr, TupleGetItem):
-        return TupleGetItem(_substitute(expr.tuple_value, renamed), expr.index)
+        return TupleGetItem(substitute(expr.tuple_value, renamed), expr.index)
     return expr

@@ -166,7 +166,8 @@ def _read_nodes(module: tvm.IRModule) -> list[_Coded]:
         if node is last or (node.function.result in last.sources and last in ones):
             written = _Written(own)  # the model's last codes are those that a layer of ones reads
         elif node in ones:
-            written = _Written(source)
+            function = node.function  # of observations, which have codes already
+            written = _Written(source, table=_table(source, function, coded) if function.body else None)
         elif not isinstance(node, Map):
             written = _output(node.function, coded)
         if isinstance(node, Layer):
@@ -197,7 +198,8 @@ def _anchors(nodes: Sequence[Node], n_products: int) -> _Anchors:
         layer
         for layer in layers
         if np.array_equal(layer.weight, np.eye(len(layer.weight))) and not layer.bias.any()
-        if (layer.source is None and layer.function.result in read) or (layer is nodes[-1] and layer.source in written)
+        if (layer.source is None and (layer.function.body or layer.function.result in read))
+        or (layer is nodes[-1] and layer.source in written)
     )
     if len(layers) == n_products:
         return _Anchors()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import numpy as np
 import tvm
@@ -185,7 +186,7 @@ class _Reader:
         """Where nodes begin; on the way every tensor gets its root."""
         starts = []
         self.begin(self.features)
-        for index, (var, value) in enumerate(self.line[self.first :], self.first):
+        for index, (var, value) in enumerate(self.line):
             if is_dense(value):
                 self.begin(self.sum_of(index))
                 starts.append(index)
@@ -231,17 +232,24 @@ class _Reader:
             if is_dense(value):
                 source = value.args[0]
                 if source not in self.roots:
-                    raise UnsupportedGraph(
-                        f"'{var.name}' reads the observation in another way than '{line[0][0].name}' does; {_ONLY_LAYERS}"
-                    )
+                    self.refuse_other_way(var)
             elif var not in self.roots and constant(value) is None:
                 assert index
-                if _is_elementwise(value) and len({self.roots.get(read) for read in variables(value)}) > 1:
+                roots = {self.roots.get(read) for read in variables(value)}
+                if None in roots:
+                    self.refuse_other_way(var)
+                if _is_elementwise(value) and len(roots) > 1:
                     have = ", ".join(MERGES)
                     raise UnsupportedGraph(
                         f"'{name}' of two layers' outputs cannot be compiled; of tensors of one shape there are: {have}"
                     )
                 elementwise(self.features, [(var, value)])
+
+    def refuse_other_way(self, var: Var) -> NoReturn:
+        first, _ = self.line[self.first]
+        raise UnsupportedGraph(
+            f"'{var.name}' reads the observation in another way than '{first.name}' does; {_ONLY_LAYERS}"
+        )
 
     def node(self, start: int) -> tuple[int, Node]:
         """The node that begins at `start`, without its function, and where its root is."""
@@ -280,11 +288,10 @@ def _between(region: Sequence[Binding], source: Var, result: Var) -> tuple[Bindi
     return None if wanted else tuple(reversed(body))
 
 
-def unanchored(line: Sequence[Binding]) -> tuple[Var, Var | None]:
-    """The features that the first layer reads, and the last merge, if no layer follows it. Raises UnsupportedGraph."""
-    reader = _Reader(line)
-    var, value = line[reader.starts()[-1]]
-    return reader.features, None if is_dense(value) else var
+def last_merge(line: Sequence[Binding]) -> Var | None:
+    """The last merge, if no layer follows it. Raises UnsupportedGraph."""
+    var, value = line[_Reader(line).starts()[-1]]
+    return None if is_dense(value) else var
 
 
 def first_layer(line: Sequence[Binding]) -> int:

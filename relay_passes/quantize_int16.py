@@ -84,11 +84,12 @@ class _Calibrated(Calibrated):
         self.one_multiplier = one_multiplier
 
     def quantized_observations(self, obs: Var) -> Codes:
-        """Codes about zero, or about what was seen where that lies far from it."""
-        finest, nearest = (self.wide_codes(CODE / HEADROOM, CODE, farthest)[0] for farthest in (np.inf, FARTHEST))
+        """Codes about zero, or about the middle of what was seen where zero is none of it: the rounding of 8-bit weights
+        is felt as far as codes lie from theirs."""
+        finest, nearest = (self.wide_codes(CODE / HEADROOM, CODE, far, apart=1.0)[0] for far in (np.inf, FARTHEST))
         # one that lies too far from zero for its range has large weights a code: the others' need not be much smaller
         coarser = float(np.clip((finest / nearest).max(), 1, COARSEST))
-        inverse, zero_point = self.wide_codes(CODE / HEADROOM / coarser, CODE, FARTHEST)
+        inverse, zero_point = self.wide_codes(CODE / HEADROOM / coarser, CODE, FARTHEST, apart=1.0)
         bounds, n = (-CODE - 1, CODE), len(inverse)
         codes = self.call("tinyrl.quantize", obs, inverse, zero_point.astype(np.int32), *bounds, dtype="int16", n=n)
         return Codes(codes, 1 / inverse.astype(np.float64), zero_point)

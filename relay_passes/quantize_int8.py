@@ -123,15 +123,17 @@ class Calibrated(Writer):
             codes[node.function.result] = written
         return self.head(codes[self.network.last.source], self.network.last)
 
-    def wide_codes(self, seen_at: float, limit: int, farthest: float = np.inf) -> tuple[np.ndarray, np.ndarray]:
+    def wide_codes(
+        self, seen_at: float, limit: int, farthest: float = np.inf, apart: float = 32.0
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(inverse scale, zero point) of codes up to `limit`, of which what was seen takes those up to `seen_at`: about the
-        middle of what observations are clipped to, else about zero, or about the middle of what was seen where that lies
-        far from zero, but at most `farthest` codes."""
+        middle of what observations are clipped to, else about zero, or about the middle of what was seen where that
+        reaches more than `apart` of its own spans from zero, but at most `farthest` codes."""
         low, high = self.network.limits
         seen = self.seen[None]
         clipped = np.isfinite(low) & np.isfinite(high)
         middle = (seen.low + seen.high) / 2
-        centre = np.where(seen.reach <= 32 * (seen.high - seen.low), 0.0, middle)
+        centre = np.where(seen.reach <= apart * (seen.high - seen.low), 0.0, middle)
         centre = np.where(clipped, (np.where(clipped, low, 0.0) + np.where(clipped, high, 0.0)) / 2, centre)
         reach = np.maximum(np.abs(seen.low - centre), np.abs(seen.high - centre))
         reach = np.minimum(limit / seen_at * np.where(reach > 0, reach, 1.0), np.where(clipped, high - centre, np.inf))

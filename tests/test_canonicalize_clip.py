@@ -83,6 +83,21 @@ def test_a_lower_bound_of_zero_is_a_relu():
     check(imported(helper.make_node("Clip", ["x", "lo"], ["y"]), lo=0), Relu)
 
 
+def test_a_clamp_that_others_read_stays_what_they_read():
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((1, 4), "float32")) -> R.Tensor((1, 4), "float32"):
+            with R.dataflow():
+                a = R.clip(x, -1.0, 6.0)
+                b = R.nn.relu(a)
+                c = R.add(a, b)
+                R.output(c)
+            return c
+
+    check(Before, Before)
+
+
 def test_a_lone_bound_leaves_the_other_end_open():
     after = CanonicalizeClip()(imported(helper.make_node("Clip", ["x", "", "hi"], ["y"]), hi=2))
     (binding,) = after["main"].body.blocks[0].bindings

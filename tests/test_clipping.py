@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from merged_policies import merged_policy, pre_activated, residual
+from merged_policies import Weights, difference, merged_policy, pre_activated
 from policies import compile_model, dense_policy
 
 from tinyrl_tvm.library import ModelLibrary
@@ -46,6 +46,40 @@ def test_a_limit_where_the_function_is_level_is_told_from_a_loss(
     assert [(entry["level_low"], entry["level_high"]) for entry in hidden[:2]] == [level, level]
 
 
+@pytest.mark.parametrize("precision", ["int8", "int16"])
+def test_every_layer_and_merge_is_told_with_its_own_function(precision: str, tmp_path: Path) -> None:
+    """ReLU, of which the difference is made as well; tanh; the difference under a sigmoid; nothing; nothing."""
+
+    def body(graph: Weights, x: str) -> str:
+        h = difference(4, 16, 16)(graph, x)
+        return graph.dense(graph.add("Mul", h, graph.dense(h, 16, 16)), 16, 2)
+
+    made = compile_model(merged_policy(body, 4, 2), tmp_path, precision=precision)
+    entries = [(entry["layer"], entry["level_low"], entry["level_high"]) for entry in clipped(made.library)]
+    assert entries == [
+        ("quantize 4", False, False),
+        ("dense 4 -> 16", True, False),
+        ("dense 16 -> 16", True, True),
+        ("sum of 16", True, True),
+        ("dense 16 -> 16", False, False),
+        ("dense 16 -> 16", False, False),
+        ("product of 16", False, False),
+    ]
+
+
+def test_a_map_has_no_codes_that_it_could_cut(tmp_path: Path) -> None:
+    """ReLU and tanh, of what is added as it is."""
+    made = compile_model(merged_policy(pre_activated(4, 16, 2), 4, 2), tmp_path)
+    entries = [(entry["layer"], entry["level_low"], entry["level_high"]) for entry in clipped(made.library)[1:]]
+    assert entries == [
+        ("dense 4 -> 16", False, False),
+        ("dense 16 -> 16", False, False),
+        ("sum of 16", False, False),
+        ("dense 16 -> 16", False, False),
+        ("sum of 16", False, False),
+    ]
+
+
 def test_a_relu_is_at_its_zero_as_often_as_its_layer_is_negative(tmp_path: Path) -> None:
     first = clipped(compiled(tmp_path, "Relu", 1.0))[1]
     assert 0.2 * first["n_codes"] < first["at_low"] < 0.8 * first["n_codes"]
@@ -53,18 +87,3 @@ def test_a_relu_is_at_its_zero_as_often_as_its_layer_is_negative(tmp_path: Path)
 
 def test_a_float32_policy_has_no_codes_to_clip(tmp_path: Path) -> None:
     assert clipped(compiled(tmp_path, "Relu", 1.0, precision="float32")) == []
-
-
-def test_a_merge_has_codes_of_its_own_and_a_map_has_not(tmp_path: Path) -> None:
-    """Every entry beside the function of its own node."""
-    model = merged_policy(pre_activated(4, 16, 2), 4, 2)
-    entries = clipped(compile_model(model, tmp_path).library)
-    dense = ("dense 16 -> 16", False, False)
-    assert [(entry["layer"], entry["level_low"], entry["level_high"]) for entry in entries] == [
-        ("quantize 4", False, False),
-        ("dense 4 -> 16", False, False),
-        *(dense, ("sum of 16", False, False), dense, ("sum of 16", False, False)),
-    ]
-    model = merged_policy(residual(4, 16, 2), 4, 2)
-    levels = {entry["layer"]: entry["level_low"] for entry in clipped(compile_model(model, tmp_path).library)}
-    assert levels["sum of 16"]  # a ReLU follows it

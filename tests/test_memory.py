@@ -60,11 +60,13 @@ CASES = (
     Case("cortex-m4", "mps2-an386", "int8", (24, 48, 100, 4), "Tanh", unscaled(-2.0, 2.0)),
     Case("cortex-m3", "mps2-an385", "int8", (18, 72, 4, 3), head=greater, inputs={"a": (2,), "b": (16,)}),
     Case("cortex-m3", "mps2-an385", "float32", (8, 16, 2)),
+    Case("cortex-m3", "mps2-an385", "float32", (7, 8, 60)),
     Case("cortex-m0", "microbit", "int8", (12, 32, 64, 11), "Sigmoid"),
     Case("cortex-m0", "microbit", "float32", (10, 16, 4), "Tanh"),
     Case("rv32imc", "riscv32-virt", "int8", (38, 32, 1)),
     Case("rv32imc", "riscv32-virt", "float32", (3, 20, 20, 2), "Tanh", squashed()),
     Case("portable", "microbit", "int8", (32, 32, 20, 5)),
+    Case("portable", "mps2-an385", "int8", (7, 8, 300), head=arg_max),
     Case("portable", "mps3-an547", "float32", (6, 24, 3), "Sigmoid"),
     Case("host", "riscv32-virt", "int8", (10, 30, 3)),
 )

@@ -16,8 +16,28 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merged_policies import branches, difference, gate, merged_policy, obs_skip, pre_activated, product, residual
-from policies import SANITIZERS, arg_max, clipped, compile_model, probabilities, reference_answers, replay, squashed
+from merged_policies import (
+    Weights,
+    branches,
+    difference,
+    gate,
+    merged_policy,
+    obs_skip,
+    pre_activated,
+    product,
+    residual,
+)
+from policies import (
+    SANITIZERS,
+    activate,
+    arg_max,
+    clipped,
+    compile_model,
+    probabilities,
+    reference_answers,
+    replay,
+    squashed,
+)
 from quantised_models import UINT8, quantised
 from tvm import relax
 from tvm.relax import op
@@ -149,6 +169,27 @@ def test_observations_that_are_merged_twice_get_one_layer_of_ones() -> None:
     assert [type(node).__name__ for node in network.nodes] == ["Layer", "Layer", "Merge", "Merge", "Layer"]
 
 
+def test_what_scales_merged_observations_is_part_of_the_ones() -> None:
+    """In whatever order a graph has its branches: here what is no layer comes first."""
+
+    def body(emit: Any, obs: relax.Expr) -> relax.Expr:
+        scaled = emit(op.multiply(obs, relax.const(np.arange(1, 5, dtype=np.float32).reshape(1, 4))))
+        squashed = emit(op.tanh(emit(op.subtract(scaled, relax.const(np.float32(2.0))))))
+        y = dense(emit, obs)
+        return dense(emit, emit(op.multiply(emit(op.add(squashed, y)), obs)))
+
+    graph = graph_of(lambda emit, obs: emit(body(emit, obs)))
+    scaling, ones, layer, *_ = sorted(
+        (node for node in read_network(AnchorMerges()(graph)).nodes if node.sources == (None,)),
+        key=lambda node: (node.function.operators != ("tanh",), not np.array_equal(node.weight, np.eye(4))),
+    )
+    np.testing.assert_array_equal(scaling.weight, np.diag([1, 2, 3, 4]))
+    np.testing.assert_array_equal(scaling.bias, np.full(4, -2))
+    assert scaling.function.operators == ("tanh",)
+    np.testing.assert_array_equal(ones.weight, np.eye(4))
+    assert layer.function.operators == ()
+
+
 @pytest.mark.parametrize(
     ("merge", "message"),
     [
@@ -188,6 +229,16 @@ def test_tensors_of_two_shapes_are_no_merge() -> None:
 
     with pytest.raises(UnsupportedGraph, match="of tensors of one shape there are"):
         read_network(graph_of(body))
+
+
+def test_a_merge_of_what_is_no_function_of_observations_is_refused() -> None:
+    def body(emit: Any, obs: relax.Expr) -> relax.Expr:
+        turned = emit(op.take(obs, relax.const(np.array([1, 2, 3, 0])), axis=1))
+        y = dense(emit, obs)
+        return dense(emit, emit(op.add(turned, y)))
+
+    with pytest.raises(UnsupportedGraph, match=r"'lv.*' reads the observation in another way than 'lv.*' does"):
+        read_network(graph_of(lambda emit, obs: emit(body(emit, obs))))
 
 
 def test_a_second_way_to_read_the_observation_is_refused() -> None:
@@ -350,6 +401,35 @@ def test_a_quantised_merge_answers_as_onnx_runtime(name: str, options: dict[str,
         # a code can be one off ONNX Runtime's, which rescales floats, and an action is read off sums
         assert np.abs(vectors["expected"] - expected).max() <= 0.12 * expected.std()
     assert host.run(made.library).parity == "PASS"
+
+
+@pytest.mark.parametrize("activation", ["Tanh", "Relu"])
+@pytest.mark.parametrize("first", [True, False], ids=["before the layer", "behind it"])
+def test_a_function_of_quantised_observations_is_not_lost(activation: str, first: bool, tmp_path: Path) -> None:
+    def body(graph: Weights, x: str) -> str:
+        if first:
+            function, y = activate(graph, x, activation), graph.dense(x, 6, 6, "Relu")
+        else:
+            y, function = graph.dense(x, 6, 6, "Relu"), activate(graph, x, activation)
+        return graph.dense(graph.add("Mul", function, y), 6, 3)
+
+    model = quantised(merged_policy(body, 6, 3))
+    made = compile_model(model, tmp_path, precision=None)
+    vectors = made.library.vectors()
+    expected = reference_answers(model, vectors["observations"])
+    assert np.abs(vectors["expected"] - expected).max() <= 0.12 * expected.std()
+    assert host.run(made.library).parity == "PASS"
+
+
+def test_a_layer_may_read_quantised_observations_and_a_function_of_them_at_once(tmp_path: Path) -> None:
+    def body(graph: Weights, x: str) -> str:
+        lifted = graph.dense(graph.add("Add", activate(graph, x, "Tanh"), x), 6, 9, "Relu")
+        return graph.dense(graph.add("Add", lifted, graph.dense(x, 6, 9)), 9, 3)
+
+    model = quantised(merged_policy(body, 6, 3))
+    vectors = compile_model(model, tmp_path, precision=None).library.vectors()
+    expected = reference_answers(model, vectors["observations"])
+    assert np.abs(vectors["expected"] - expected).max() <= 0.12 * expected.std()
 
 
 def test_a_merge_that_was_left_float_is_refused(tmp_path: Path) -> None:

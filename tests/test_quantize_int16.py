@@ -125,6 +125,18 @@ def test_observations_keep_twice_the_range_that_was_seen() -> None:
     np.testing.assert_array_equal(oracle.answers(graph, far[0]), oracle.answers(graph, far[2]))
 
 
+@pytest.mark.parametrize("offset", [0.0, 10.0, 100.0])
+def test_observations_far_from_zero_are_as_good_as_near_ones(offset: float) -> None:
+    """In deviations; the layer takes them off again, as a normalisation does that was folded into it."""
+    weights = random_weights((20, 24, 3))
+    means = offset * np.random.default_rng(1).normal(size=20)
+    weights[0] = (weights[0][0], weights[0][1] - means @ weights[0][0])
+    module, rows = policy(weights), rows_for(weights) + means.astype(np.float32)
+    exact = evaluate(module, rows, dtype=np.float64)[:, 0]
+    error = np.abs(oracle.answers(int16(module, rows), rows)[:, 0] - exact).mean()
+    assert error < 0.01 * exact.std()
+
+
 # ---- what it is for ----
 
 

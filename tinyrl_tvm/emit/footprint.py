@@ -7,7 +7,7 @@ Parameters and workspace are exact. Of kernels in assembly LLVM's own object has
 frame. What a C compiler makes of C is an estimate with a margin. The ranges below hold what GCC 12 at -O3 made of some
 230 random policies over all boards, and of CMSIS-NN with clang 19 as well, and more; `benchmarks/footprint.py` draws and
 builds others, and fails when one is outside. Other compilers and options may be. Of our own kernels nothing depends on how
-wide a layer is: C loops over it.
+wide a layer is, for C loops over it, but a head's sums, which lie on the stack.
 """
 
 from __future__ import annotations
@@ -137,6 +137,10 @@ IN_C = {
 IN_C |= dict.fromkeys([("int16", "portable"), ("int16", "host")], IN_C["int8", "portable"])
 
 
+# Of a head in C: bytes of its sums an output, to the byte what GCC takes of 60 and of 300, and its frame beside them.
+HEADS = {"float32": (20, Range(40, 420)), "int8": (4, Range(30, 240)), "int16": (4, Range(30, 240))}
+
+
 @dataclass(frozen=True)
 class CmsisNN:
     """What GCC 12 and clang 19 make of CMSIS-NN: a fully connected layer, a softmax, a merge, and the frames under a call of
@@ -208,7 +212,7 @@ class _Kernel:
 
     @property
     def depth(self) -> int:
-        return sum(part.n_bytes + part.margin_bytes for part in self.stack)
+        return _most(self.stack)
 
 
 def _in_c(program: Program) -> Code:
@@ -259,6 +263,10 @@ def _call_of_cmsis_nn(placed: Offloaded, makes: CmsisNN, code: str, frame: str) 
     )
 
 
+def _most(parts: Sequence[Contributor]) -> int:
+    return sum(part.n_bytes + part.margin_bytes for part in parts)
+
+
 def _together(parts: Sequence[Contributor]) -> Contributor:
     return Contributor(parts[0].name, sum(p.n_bytes for p in parts), sum(p.margin_bytes for p in parts))
 
@@ -275,7 +283,13 @@ def _kernel(step: Step, program: Program) -> _Kernel:
         return _call_of_cmsis_nn(placed, _helium(program), code, frame)
     if not program.guard:
         made = _in_c(program)
-        return _Kernel(made.kernels[name.rstrip("0123456789")].of(code), (made.stack.of(frame),))
+        kind = name.rstrip("0123456789")
+        stack: tuple[Contributor, ...] = (made.stack.of(frame),)
+        if kind == "head":
+            _, _, n_out = placed.arguments[placed.sources + 1]  # behind its weights lies its bias
+            sums, beside = HEADS[program.precision]
+            stack = max(stack, (Contributor(f"{name} sums", sums * n_out), beside.of(frame)), key=_most)
+        return _Kernel(made.kernels[kind].of(code), stack)
     listing, binary = program.machine_code[step.function]
     size, externals = _sizes(binary)
     taken = MachineFrame()

@@ -112,7 +112,6 @@ def _passes(target: Target) -> Any:
             s.RenormalizeSplitPattern(),
             t.StmtSimplify(),
             t.RemoveNoOp(),
-            t.LowerTVMBuiltin(),
             t.LowerIntrin(),
         ]
     )
