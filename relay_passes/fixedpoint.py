@@ -11,6 +11,7 @@
 and for int16, codes of 16 bits under weights of 8:
 
     code'       = clamp(accumulator * multiplier * 2^(shift - 15)), perhaps interpolated     requantize_int16
+    probability = code / 32768                                                               softmax_int16
 
 Why one file: schedules, emitted C and tests compare themselves with it by `==`: a rounding is spelled here or nowhere.
 
@@ -23,11 +24,14 @@ Source: TFLite `QuantizeMultiplier` and `MultiplyByQuantizedMultiplier` (tflite/
 (Include/arm_nnsupportfunctions.h at 99f736a), LiteRT `FullyConnectedPerChannel` (the overload with float scales, in
 reference/integer_ops/fully_connected.h beside the first). For softmax TFLite `PreprocessSoftmaxScaling`, gemmlowp
 `exp_on_negative_values` and `one_over_one_plus_x_for_x_in_0_1` (fixedpoint/fixedpoint.h), CMSIS-NN `arm_softmax_s8`. For
-int16 CMSIS-NN `REDUCE_MULTIPLIER` and `arm_nn_requantize_s64`, TFLite `MultiplyByQuantizedMultiplier(int64_t, ...)`.
+int16 CMSIS-NN `REDUCE_MULTIPLIER` and `arm_nn_requantize_s64`, TFLite `MultiplyByQuantizedMultiplier(int64_t, ...)`; for
+its softmax CMSIS-NN `arm_softmax_s16`, TFLite `gen_lut` and `SoftmaxPrepare`.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -35,7 +39,8 @@ import numpy as np
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 SHIFT_MIN, SHIFT_MAX = -31, 30  # what arm_nn_requantize accepts
 SHIFT_MAX_INT16 = 7  # what arm_nn_requantize_s64 accepts, from -31
-SOFTMAX_MOST = 255  # numbers in a run of softmax_int8: of more the sum leaves the bits that arm_softmax_s8 has for it
+SOFTMAX_MOST = 255  # numbers in a run of a softmax: of more the sum leaves the bits that arm_softmax_s8 has for it
+SOFTMAX_REACH = 10  # logits this far below the largest have no probability in int16
 ZERO_POINT_MAX = 2**18 + 128  # kernels clip a product at 2^19 codes, which must be past every code for any zero point
 
 
@@ -253,10 +258,7 @@ def softmax_int8(codes: np.ndarray, multiplier: int, shift: int, least_differenc
     exp of the differences from the largest, to 31 bits, summed to 19; 1 / sum by three of Newton's steps.
     Source: `arm_softmax_s8`; every product rounds to Q31 with ties up, every shift with ties away from zero.
     """
-    codes = _integers("codes", codes, -128, 127)
-    if not 1 <= codes.shape[-1] <= SOFTMAX_MOST:
-        raise ValueError(f"a softmax of {codes.shape[-1]} numbers; have: 1 to {SOFTMAX_MOST}")
-    difference = codes - codes.max(-1, keepdims=True)
+    difference = _below_largest(_integers("codes", codes, -128, 127))
     near = difference >= least_difference
     powers = _exp_q31(_product_q31(np.where(near, difference, 0) << shift, multiplier))
     powers = np.where(near, powers, 0)
@@ -265,6 +267,77 @@ def softmax_int8(codes: np.ndarray, multiplier: int, shift: int, least_differenc
     inverse = _inverse_q31((total << headroom) - 2**31)
     steps = shift_right(_product_q31(inverse, powers), 35 - headroom, ties="away")
     return np.clip(steps - 128, -128, 127).astype(np.int8)
+
+
+def softmax_int16_scaling(scale: float) -> tuple[int, int]:
+    """(multiplier, shift) with which `softmax_int16` reads codes of `scale`: differences become parts of 10 / 65535.
+
+    Scales are kept to what can be shifted: 65535 codes by 15 bits to the left fit an int32, so that one of 5 or more counts
+    as nearly 5; below the least all codes are alike.
+    Source: TFLite `SoftmaxPrepare`.
+    """
+    multiplier, shift = quantize_multiplier(float(np.clip(scale, 2.0**-30, 4.99)) * 65535 / SOFTMAX_REACH)
+    return int(multiplier), int(shift)
+
+
+@functools.cache
+def softmax_int16_tables() -> tuple[np.ndarray, np.ndarray]:
+    """exp(x) for x in [-10, 0], and 1 / (1 + x) for x in [0, 1], both (513,) int16: the numbers times 32768, 1 as 32767.
+
+    The first entry of exp is 0, where TFLite's is 2: it stands for all that lies further below, which adds up to nothing.
+    """
+    powers, inverses = _knots(np.exp, -float(SOFTMAX_REACH), 0.0), _knots(lambda x: 1 / (1 + x), 0.0, 1.0)
+    powers[0] = 0
+    return powers, inverses
+
+
+def _knots(function: Callable[[np.ndarray], np.ndarray], first: float, last: float) -> np.ndarray:
+    """513 values to draw lines between, each moved by half of what the line behind it is off in its middle: TFLite
+    `gen_lut`."""
+    at = np.linspace(first, last, 513)
+    exact = function(at) * 2.0**15
+    middle = _nearest_away(function((at[:-1] + at[1:]) / 2) * 2.0**15)
+    values = _nearest_away(exact)
+    off = _nearest_away((exact[1:] + values[:-1]) / 2) - middle
+    values[:-1] -= _nearest_away(off / 2)
+    return np.minimum(values, 2**15 - 1).astype(np.int16)
+
+
+def softmax_int16(
+    codes: np.ndarray, multiplier: int, shift: int, powers: np.ndarray, inverses: np.ndarray
+) -> np.ndarray:
+    """Probabilities of 32768 steps: int16 (..., n), int16 (513,) twice -> int32 (..., n); n <= 255.
+
+    exp of the differences from the largest, on a line between two of `powers`, and likewise 1 / sum of `inverses`.
+    Source: `arm_softmax_s16`, which writes a probability of one, 32768, as -32768. A sum that rounds up to the next power of
+    two is taken for what is just below, as in TFLite; `arm_softmax_s16` takes it for the power of two before, and doubles
+    the row. It is one of 2^18 - 1 or more, for which it takes nine numbers.
+    """
+    if not SHIFT_MIN <= shift <= 15:
+        raise ValueError(f"a shift of {shift} under a softmax; have: {SHIFT_MIN} to 15")
+    difference = _below_largest(_integers("codes", codes, -(2**15), 2**15 - 1))
+    scaled: np.ndarray = requantize(difference, multiplier, shift).astype(np.int64)
+    power = _on_a_line(_table(powers, 513, np.int16), np.maximum(scaled + 65535, 0))
+    total = power.sum(-1, keepdims=True)
+    doubled = np.floor(np.log2(total)).astype(np.int64) - 14  # 32762 <= total < 2^23
+    fraction: np.ndarray = shift_right(total << (16 - doubled), 14) - 2**16
+    inverse = _on_a_line(_table(inverses, 513, np.int16), np.minimum(fraction, 65535))
+    return shift_right(power * inverse, 14 + doubled).astype(np.int32)
+
+
+def _on_a_line(table: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Between two of 513 entries: of 16 bits the upper nine pick, the lower seven weigh; ties up."""
+    entry, part = place >> 7, place & 127
+    line: np.ndarray = table[entry] + shift_right((table[entry + 1] - table[entry]) * part, 7)
+    return line
+
+
+def _below_largest(codes: np.ndarray) -> np.ndarray:
+    """The differences from the largest of each run (..., n)."""
+    if not 1 <= codes.shape[-1] <= SOFTMAX_MOST:
+        raise ValueError(f"a softmax of {codes.shape[-1]} numbers; have: 1 to {SOFTMAX_MOST}")
+    below: np.ndarray = codes - codes.max(-1, keepdims=True)
+    return below
 
 
 def _exp_q31(value: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@
     matmul(int8) -> add -> astype -> multiply -> minimum ...      becomes   tinyrl.head_scale
     matmul(int8) -> add -> tinyrl.requantize -> tinyrl.interpolate -> add -> astype -> multiply ...   tinyrl.head_table
     matmul(int8) -> add -> tinyrl.requantize -> tinyrl.softmax    becomes   tinyrl.dense_codes -> tinyrl.softmax
+    matmul(int16) -> ... -> tinyrl.softmax_int16                  becomes   tinyrl.dense_int16 -> tinyrl.softmax_int16
     tinyrl.add -> tinyrl.lookup                                   becomes   tinyrl.add_codes
     tinyrl.multiply                                               becomes   tinyrl.multiply_codes
     tinyrl.lookup, of codes that others read                      becomes   tinyrl.map_codes
@@ -38,6 +39,7 @@ from .network import Binding, Function, Layer, Merge, UnsupportedGraph, read_net
 
 FLOAT_FUNCTIONS = {(): "identity", ("nn.relu",): "relu", ("tanh",): "tanh", ("sigmoid",): "sigmoid"}
 _MERGES, _TABLES = ("tinyrl.add", "tinyrl.multiply"), ("tinyrl.lookup", "tinyrl.interpolate")
+_SOFTMAXES = ("tinyrl.softmax", "tinyrl.softmax_int16")
 _WORDS = {"int8": "codes", "int16": "int16"}
 NONE: np.ndarray = np.zeros(0, np.float32)
 F32_MAX = float(np.finfo(np.float32).max)  # no bound, for an observation that is finite
@@ -81,14 +83,14 @@ def _integer_kernels(line: Sequence[Binding], readers: Mapping[Var, int]) -> dic
         # matmul wants codes and weights of one type: a wide first layer's weights have 16 bits, those under int16 have 8
         weight = weight.astype({"int32": np.int16}.get(str(weight.dtype), np.int8))
         n = len(bias)
-        softmax = call_name(tail[-1][1]) == "tinyrl.softmax"  # of the last layer's codes
+        softmax = call_name(tail[-1][1]) in _SOFTMAXES  # of the last layer's codes
         if softmax:
             tail = tail[:-1]
         if end < len(line) or softmax:
             result = tail[-1][0]
             dtype = dtype_of(result)
-            name = "tinyrl.dense_int16" if dtype == "int16" else f"tinyrl.dense_codes{_suffix(matmul.args[0])}"
-            kernels[result] = _call(name, n, dtype, matmul.args[0], weight, bias, *_codes(tail))
+            arguments = (matmul.args[0], weight, bias, *_codes(tail))
+            kernels[result] = _call(f"tinyrl.dense_{_WORDS[dtype]}", n, dtype, *arguments)
         else:
             kernels[line[-1][0]] = _integer_head(matmul.args[0], weight, bias, tail)
     return kernels

@@ -95,6 +95,21 @@ def _softmax(
     return ((np.concatenate(steps, axis=-1).astype(np.int32) + 128) / 256).astype(np.float32)
 
 
+def _softmax_int16(
+    codes: np.ndarray,
+    runs: np.ndarray,
+    multiplier: np.ndarray,
+    shift: np.ndarray,
+    powers: np.ndarray,
+    inverses: np.ndarray,
+) -> np.ndarray:
+    """Probabilities, of which every code is one of 32768 steps."""
+    parts = np.split(codes, np.cumsum(runs)[:-1], axis=-1)
+    how = zip(parts, multiplier, shift, strict=True)
+    steps = [fixedpoint.softmax_int16(part, int(by), int(left), powers, inverses) for part, by, left in how]
+    return (np.concatenate(steps, axis=-1) / 32768).astype(np.float32)
+
+
 LAW: dict[str, Callable[..., np.ndarray]] = {
     "tinyrl.quantize": _quantize,
     "tinyrl.shift": _shift,
@@ -105,4 +120,5 @@ LAW: dict[str, Callable[..., np.ndarray]] = {
     "tinyrl.lookup": fixedpoint.lookup,
     "tinyrl.interpolate": fixedpoint.interpolate,
     "tinyrl.softmax": _softmax,
+    "tinyrl.softmax_int16": _softmax_int16,
 }

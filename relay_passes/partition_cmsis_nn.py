@@ -8,6 +8,7 @@
     tinyrl.dense_int16(the same)     becomes     cmsis_nn.arm_fully_connected_s16(...), for which one has to serve
 
     tinyrl.softmax(codes, runs, multiplier, shift, least_difference)      becomes   cmsis_nn.arm_softmax_s8(the same)
+    tinyrl.softmax_int16(codes, runs, multiplier, shift, two tables)      becomes   cmsis_nn.arm_softmax_s16(the same)
     tinyrl.add_codes(...), tinyrl.multiply_int16(...)      become   cmsis_nn.arm_elementwise_add_s8(the same), ..._mul_s16
 
 multiplier and shift are what `arm_nn_requantize` takes, (n_out,) int32 or (1,): a shift to the right is negative there.
@@ -37,7 +38,9 @@ from .lower_dense import call_arguments, call_name
 PREFIX = "cmsis_nn."
 PER_TENSOR, PER_CHANNEL = "arm_fully_connected_s8", "arm_fully_connected_per_channel_s8"
 OF_INT16 = "arm_fully_connected_s16"
-SOFTMAX = "arm_softmax_s8"
+SOFTMAX, SOFTMAX_INT16 = "arm_softmax_s8", "arm_softmax_s16"
+# A sum of more numbers can round up to the next power of two, which arm_softmax_s16 takes for the one before.
+LONGEST_RUN_INT16 = 8
 # the operator and the codes of ours that each computes
 ELEMENTWISE = {
     "arm_elementwise_add_s8": ("add", "codes"),
@@ -64,7 +67,7 @@ def offloads(module: tvm.IRModule) -> tuple[Offload, ...]:
 
 @tvm.transform.module_pass(opt_level=0, name="PartitionCmsisNN")
 class PartitionCmsisNN:
-    """tinyrl.dense_codes becomes cmsis_nn.arm_fully_connected_*, tinyrl.softmax cmsis_nn.arm_softmax_s8; after LowerDense.
+    """tinyrl.dense_codes becomes cmsis_nn.arm_fully_connected_*, tinyrl.softmax cmsis_nn.arm_softmax_*; after LowerDense.
     `decided` is what `offloads` gave, less those that are to stay ours; without it every layer goes that can."""
 
     def __init__(self, decided: Sequence[Offload] | None = None) -> None:
@@ -85,10 +88,14 @@ def _offload(name: str, result: Var, arguments: Sequence[relax.Expr]) -> Offload
     kind, n = name.removeprefix("tinyrl."), shape_of(result)[-1]
     if kind == "quantize":
         return Offload(f"quantize {n}", None, "it reads float observations, CMSIS-NN reads codes")
-    if kind == "softmax":
-        runs = known(arguments[1])
+    if kind in ("softmax", "softmax_int16"):
+        runs, function = known(arguments[1]), SOFTMAX if kind == "softmax" else SOFTMAX_INT16
+        if function == SOFTMAX_INT16 and runs.max() > LONGEST_RUN_INT16:
+            return Offload(
+                f"softmax {n}", None, f"of {runs.max()} numbers {function} doubles a sum that it has no bit for"
+            )
         calls = "" if len(runs) == 1 else f", a call for each of {len(runs)}"
-        return Offload(f"softmax {n}", SOFTMAX, f"it reads codes{calls}; C makes floats of the codes it gives")
+        return Offload(f"softmax {n}", function, f"it reads codes{calls}; C makes floats of the codes it gives")
     if kind.startswith("map_"):
         return Offload(f"function of {n}", None, "CMSIS-NN has no table of codes")
     for function, (operator, of) in ELEMENTWISE.items():
@@ -102,8 +109,6 @@ def _offload(name: str, result: Var, arguments: Sequence[relax.Expr]) -> Offload
 def _offload_dense(kind: str, arguments: Sequence[relax.Expr]) -> Offload:
     n_out, n_in = shape_of(arguments[1])
     kernel = f"dense {n_in} -> {n_out}"
-    if kind == "dense_codes_int16":
-        return Offload(kernel, None, "it gives int8 codes of int16 ones, CMSIS-NN gives what it reads")
     if kind not in ("dense_codes", "dense_int16"):
         return Offload(kernel, None, "the action is made of its int32 sums, of which CMSIS-NN gives codes alone")
     if known(arguments[1]).dtype != np.int8:
@@ -135,7 +140,7 @@ def _requantization(arguments: Sequence[relax.Expr]) -> tuple[np.ndarray, np.nda
 
 
 def _call(function: str, result: Var, arguments: Sequence[relax.Expr]) -> relax.Expr:
-    if function == SOFTMAX or function in ELEMENTWISE:
+    if function in (SOFTMAX, SOFTMAX_INT16) or function in ELEMENTWISE:
         return op.call_dps_packed(PREFIX + function, list(arguments), out_ty=result.ty)
     x, weight, bias, _, _, *rest = arguments
     multiplier, shift = (relax.const(values) for values in _requantization(arguments))

@@ -13,6 +13,8 @@
   lie a power of two over the accumulators', a shift requantises, and one multiplier serves all, which CMSIS-NN asks for.
 * Any other function is read at codes of one scale, by a multiplier an output; or by one, with weights of one scale, where
   CMSIS-NN is to compute the layer. It is a line between 257 values: `limit` says at which range that is the closest.
+* A softmax reads codes of one scale a run. The last of them lies over the largest logit seen, and none is spent on what is
+  so far below all rows' largest that it has no probability.
 * Accumulators have 32 bits, and no code can make one overflow: where weights and codes could, the weights are coarser.
 
 Why: steps of 1/65536 of a range in place of 1/256, for policies that act on small differences of large numbers.
@@ -31,10 +33,10 @@ from tvm.ir import Var
 from tvm.relax import op
 
 from .dataflow import shape_of
-from .fixedpoint import quantize_multiplier, reduce_multiplier
+from .fixedpoint import SOFTMAX_REACH, quantize_multiplier, reduce_multiplier
 from .head import read_head
 from .network import Function, Layer, Network, Node, UnsupportedGraph, read_network
-from .quantize_int8 import SHIFT_ERROR, WIDE_LIMIT, Calibrated, error_of
+from .quantize_int8 import SHIFT_ERROR, WIDE_LIMIT, Calibrated, error_of, of_runs
 from .replay import Replay
 from .write_int8 import Codes, far_zero, saturation, scalar
 
@@ -194,6 +196,29 @@ class _Calibrated(Calibrated):
         accumulator = self.accumulate(codes, weight, layer.bias, scale, dtype)
         result = self.call("tinyrl.shift", accumulator, shift, *bounds, dtype="int16", n=len(finest))
         return Codes(result, output[0] if whole else output, np.zeros(1))
+
+    def likely(self, codes: Codes, layer: Layer, runs: tuple[int, ...]) -> relax.Expr:
+        seen = self.seen[layer.function.source]
+        least_leader = of_runs(lambda part: part.max(0).min(), seen.rows.T, runs)
+        low = np.maximum(of_runs(np.min, seen.low, runs), least_leader - SOFTMAX_REACH)
+        high = of_runs(np.max, seen.high, runs)
+        top = high + (HEADROOM - 1) / 2 * (high - low)
+        weight = layer.weight.astype(np.float64) * np.reshape(codes.scale, (-1, 1))
+        bias = layer.bias - np.repeat(top, runs)
+        coarsest = of_runs(np.max, self.weight_scale(weight, codes.zero_point, bias), runs)
+        # twice what a multiplier needs, for what the codes' own zero adds to the bias
+        scales: np.ndarray = np.maximum(HEADROOM * (high - low) / (2 * CODE), 4 * coarsest)
+        if self.one_multiplier:  # codes have bits to spare for it, weights have not
+            scales = coarsest * (scales / coarsest).max()
+        output: np.ndarray = np.repeat(scales, runs)
+        bias = bias + CODE * output
+        finest = self.weight_scale(weight, codes.zero_point, bias)
+        scale = (finest / output).max() * output if self.one_multiplier else _near(finest, output)
+        multiplier, shift = multipliers(scale / output)
+        accumulator = self.accumulate(codes, weight, bias, scale)
+        how = (multiplier, shift, 0, -CODE - 1, CODE)
+        logits = self.call("tinyrl.requantize_int16", accumulator, *how, dtype="int16", n=len(scale))
+        return self.probabilities(logits, runs, list(scales))
 
     def felt(self, codes: Codes, layer: Layer, scale: np.ndarray, output: np.ndarray) -> float:
         """Error of the outputs for weights at `scale`, codes at `output`, and the next weights under them."""

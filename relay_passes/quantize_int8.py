@@ -99,7 +99,8 @@ class Calibrated(Writer):
         self.widest = WIDE_OBSERVATIONS if wide_first_layer else 0
         if isinstance(self.action, Probabilities) and not (self.action.logits.low is self.action.logits.high is None):
             raise UnsupportedGraph(
-                "a softmax reads logits that are clipped, and int8 has one of codes alone; compile with --precision float32"
+                f"a softmax reads logits that are clipped, and {self.dtype} has one of codes alone; "
+                "compile with --precision float32"
             )
 
     def answer(self, observations: Var) -> relax.Expr:
@@ -239,15 +240,13 @@ class Calibrated(Writer):
     def likely(self, codes: Codes, layer: Layer, runs: tuple[int, ...]) -> relax.Expr:
         """Probabilities of the last layer's codes: of each run the code 127 is a little over the largest logit seen."""
         seen = self.seen[layer.function.source]
-        ends = np.cumsum(runs)[:-1]
-        low, high = (np.array([choose(part) for part in np.split(values, ends)])
-                     for choose, values in ((np.min, seen.low), (np.max, seen.high)))  # fmt: skip
+        low, high = of_runs(np.min, seen.low, runs), of_runs(np.max, seen.high, runs)
         top = high + LOGIT_MARGIN * (high - low)
         bias = layer.bias - np.repeat(top, runs)
         weight = layer.weight.astype(np.float64) * np.reshape(codes.scale, (-1, 1))
         scale = self.weight_scale(weight, codes.zero_point, bias)
-        floors = [float(part.max()) for part in np.split(scale, ends)]
-        rows = np.split(seen.rows, ends, axis=1)
+        floors = of_runs(np.max, scale, runs)
+        rows = np.split(seen.rows, np.cumsum(runs)[:-1], axis=1)
         scales = [_logit_scale(*run) for run in zip(rows, low, top, floors, strict=True)]
         multiplier, shift = multipliers(scale / np.repeat(scales, runs))
         accumulator = self.accumulate(codes, weight, bias, scale)
@@ -396,6 +395,11 @@ def _logit_scale(rows: np.ndarray, low: float, top: float, floor: float) -> floa
         if error < least:
             best, least = scale, error
     return best
+
+
+def of_runs(choose: Callable[[np.ndarray], Any], values: np.ndarray, runs: tuple[int, ...]) -> np.ndarray:
+    """One number of each run of `values` (n, ...)."""
+    return np.array([float(choose(part)) for part in np.split(values, np.cumsum(runs)[:-1])])
 
 
 def _table(function: Function, scale: float) -> np.ndarray:

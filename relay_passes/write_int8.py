@@ -3,7 +3,8 @@
 
     codes -> matmul(int8) -> add(int32) -> tinyrl.requantize        a hidden layer's codes
     codes -> matmul(int8) -> add(int32) -> astype -> multiply       the last layer's answer, or its arg max
-    codes -> matmul(int8) -> add(int32) -> tinyrl.requantize -> tinyrl.softmax        or its probabilities
+    codes -> matmul(int8) -> add(int32) -> tinyrl.requantize -> tinyrl.softmax        or its probabilities; of int16 codes
+                                           tinyrl.requantize_int16 -> tinyrl.softmax_int16
 
     x = scale * (code - zero_point)      weights symmetric, one scale an output      bias int32 at scale_x * scale_w
 
@@ -23,7 +24,13 @@ from tvm.ir import Var
 from tvm.relax import op
 
 from .dataflow import shape_of
-from .fixedpoint import SOFTMAX_MOST, common_shift_multipliers, softmax_scaling
+from .fixedpoint import (
+    SOFTMAX_MOST,
+    common_shift_multipliers,
+    softmax_int16_scaling,
+    softmax_int16_tables,
+    softmax_scaling,
+)
 from .head import Continuous, Decision, Probabilities, read_head
 from .network import Function, Network, UnsupportedGraph
 
@@ -51,7 +58,7 @@ class Writer:
     def __init__(self, network: Network) -> None:
         self.network, self.action = network, read_head(network)
         if isinstance(self.action, Probabilities):  # here, for a builder that is left open complains on stderr
-            _check_probabilities(self.action)
+            _check_probabilities(self.action, self.dtype)
         self.builder = relax.BlockBuilder()
 
     def write(self) -> relax.Function:
@@ -98,10 +105,11 @@ class Writer:
 
     def probabilities(self, codes: Var, runs: tuple[int, ...], scales: Sequence[float]) -> relax.Expr:
         """The softmax of each run of codes, of which there is a scale a run."""
-        scaling = np.array([softmax_scaling(scale) for scale in scales], np.int32)
-        arrays = (np.array(runs, np.int32), *(np.ascontiguousarray(column) for column in scaling.T))
-        exprs = [codes, *(relax.const(array) for array in arrays)]
-        return op.call_dps_packed("tinyrl.softmax", exprs, out_ty=relax.TensorType((1, sum(runs)), "float32"))
+        int16 = self.dtype == "int16"
+        scaling = np.array([(softmax_int16_scaling if int16 else softmax_scaling)(scale) for scale in scales], np.int32)
+        arrays = [np.array(runs, np.int32), *(np.ascontiguousarray(column) for column in scaling.T)]
+        name, tables = ("tinyrl.softmax_int16", softmax_int16_tables()) if int16 else ("tinyrl.softmax", ())
+        return self.call(name, codes, *arrays, *tables, dtype="float32", n=sum(runs))
 
     def decide(self, accumulator: Var, decision: Decision) -> relax.Expr:
         if decision.positive:
@@ -151,16 +159,16 @@ class Writer:
         return self.builder.emit(expr)
 
 
-def _check_probabilities(action: Probabilities) -> None:
+def _check_probabilities(action: Probabilities, dtype: str) -> None:
     logits = action.logits
     if logits.function.body or np.any(logits.scale != 1) or np.any(logits.offset):
         raise UnsupportedGraph(
-            "a softmax reads what is computed of the last dense layer's output, and int8 has one of its own codes alone; "
+            f"a softmax reads what is computed of the last dense layer's output, and {dtype} has one of its own codes alone; "
             "compile the float policy with --precision float32"
         )
     if max(action.runs) > SOFTMAX_MOST:
         raise UnsupportedGraph(
-            f"a softmax of {max(action.runs)} numbers; int8 has steps of 1/256 and computes {SOFTMAX_MOST} at most; "
+            f"a softmax of {max(action.runs)} numbers; {dtype} computes {SOFTMAX_MOST} at most; "
             "compile the float policy with --precision float32"
         )
 

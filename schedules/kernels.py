@@ -32,7 +32,7 @@ from schedules.arithmetic import (
     ties_away,
 )
 from schedules.elementwise import Elementwise
-from schedules.softmax import Softmax, SoftmaxCodes
+from schedules.softmax import Softmax, SoftmaxCodes, SoftmaxInt16
 
 
 @dataclass(frozen=True)
@@ -614,13 +614,6 @@ class DenseInt16(DenseCodes):
 
 
 @dataclass(frozen=True)
-class DenseCodesOfInt16(DenseCodes):
-    """A dense layer from int16 codes to int8 ones: what a softmax of int8 reads."""
-
-    reads: ClassVar[str] = "int16"
-
-
-@dataclass(frozen=True)
 class HeadOfInt16(DenseHead):
     """The last dense layer of int16 codes."""
 
@@ -632,7 +625,7 @@ def interpolates(kernel: DenseCodes) -> bool:
     return kernel.table is not None and kernel.writes == "int16"
 
 
-Kernel = Quantize | Clamp | DenseCodes | DenseHead | DenseFloat | Elementwise | Softmax | SoftmaxCodes
+Kernel = Quantize | Clamp | DenseCodes | DenseHead | DenseFloat | Elementwise | Softmax | SoftmaxCodes | SoftmaxInt16
 
 _PER_OUTPUT = {"multiplier", "offset", "scale", "low", "high"}
 

@@ -9,7 +9,6 @@ from schedules.elementwise import AddCodes, Elementwise, MapCodes, MapFloat, Mer
 from schedules.kernels import (
     Clamp,
     DenseCodes,
-    DenseCodesOfInt16,
     DenseFloat,
     DenseHead,
     DenseInt16,
@@ -20,7 +19,7 @@ from schedules.kernels import (
     interpolates,
 )
 from schedules.knobs import Choices, Rule
-from schedules.softmax import Softmax, SoftmaxCodes
+from schedules.softmax import Softmax, SoftmaxCodes, SoftmaxInt16
 
 SIDE_BY_SIDE = 4  # outputs of a float layer
 
@@ -42,7 +41,7 @@ def observation_layout(kernel: Quantize | Clamp, _: Choices) -> Layout:
     return Layout(1, 1, 1, n, 1, n)
 
 
-def softmax_layout(kernel: Softmax | SoftmaxCodes, _: Choices) -> Layout:
+def softmax_layout(kernel: Softmax | SoftmaxCodes | SoftmaxInt16, _: Choices) -> Layout:
     return Layout(1, 1, 1, kernel.n, 1, kernel.n)
 
 
@@ -54,7 +53,9 @@ def schedule_elementwise(schedule: Schedule, kernel: Elementwise, layout: Layout
     """One after the other, as described."""
 
 
-def schedule_softmax(schedule: Schedule, kernel: Softmax | SoftmaxCodes, layout: Layout, _: Choices) -> None:
+def schedule_softmax(
+    schedule: Schedule, kernel: Softmax | SoftmaxCodes | SoftmaxInt16, layout: Layout, _: Choices
+) -> None:
     """One after the other, as described: each reads what all before it add up to."""
 
 
@@ -91,13 +92,14 @@ def schedule_dense_float(schedule: Schedule, kernel: DenseFloat, layout: Layout,
 
 
 # of every family: a head's few numbers fill no vector
-SOFTMAX: dict[type, Rule] = {kind: Rule(softmax_layout, schedule_softmax) for kind in (Softmax, SoftmaxCodes)}
+SOFTMAX: dict[type, Rule] = {
+    kind: Rule(softmax_layout, schedule_softmax) for kind in (Softmax, SoftmaxCodes, SoftmaxInt16)
+}
 
 # of every family that has no dot products of 16 bits: its own compiler makes of these what it can
 INT16: dict[type, Rule] = {
     QuantizeInt16: Rule(observation_layout, schedule_observation),
     DenseInt16: Rule(dense_layout, schedule_dense_codes),
-    DenseCodesOfInt16: Rule(dense_layout, schedule_dense_codes),
     HeadOfInt16: Rule(dense_layout, schedule_dense_head),
 }
 ELEMENTWISE: dict[type, Rule] = {

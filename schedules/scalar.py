@@ -22,7 +22,6 @@ from schedules.kernels import (
     ArgMax,
     Clamp,
     DenseCodes,
-    DenseCodesOfInt16,
     DenseFloat,
     DenseHead,
     DenseInt16,
@@ -78,7 +77,7 @@ class Core:
     def rules(self) -> dict[type, Rule]:
         codes = Rule(self.dense_layout, self.schedule_dense_codes, self.knobs)
         head = Rule(self.dense_layout, self.schedule_dense_head, self.knobs)
-        int16: dict[type, Rule] = {DenseInt16: codes, DenseCodesOfInt16: codes, HeadOfInt16: head} if self.int16 else {}
+        int16: dict[type, Rule] = {DenseInt16: codes, HeadOfInt16: head} if self.int16 else {}
         return {
             **portable.EVERYWHERE,
             **int16,

@@ -3,17 +3,19 @@
 
 Softmax        float32 -> float32   exp of ours: no libm, no division, the same bits on every core
 SoftmaxCodes   int8 -> float32      `fixedpoint.softmax_int8`, which is `arm_softmax_s8`, then (code + 128) / 256
+SoftmaxInt16   int16 -> float32     `fixedpoint.softmax_int16`, which is `arm_softmax_s16`, then code / 32768
 
-Both take as many instructions for one row of logits as for another: what depends on a number is a mask, not a branch.
+All take as many instructions for one row of logits as for another: what depends on a number is a mask, not a branch.
 Their runs are short and come once an inference, so that every family of cores runs them as they are described here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
@@ -40,6 +42,7 @@ EXP_QUARTERS = (1672461947, 1302514674, 790015084, 290630308, 39332535, 720401, 
 # 48/17 and -32/17 in Q29, from which Newton's steps towards 1 / x begin.
 RECIPROCAL_START = (1515870810, -1010580540)
 
+KNOTS = 513  # entries of a table that is read on lines between them, 128 places each
 CELLS = 24  # numbers of one step that are read more than once
 Keep = Callable[[Any], Any]
 
@@ -158,7 +161,7 @@ class SoftmaxCodes:
                     T.writes(best[0], cells[0:CELLS])
                     keep = _keeper(cells)
                     more = keep(T.Cast("int32", x[start + v]) - best[0])
-                    T.buffer_store(best, best[0] + T.bitwise_and(more, T.bitwise_not(_negative(more))), [0])
+                    T.buffer_store(best, best[0] + _or_zero(more), [0])
                 with _each(run, f"exp_{index}") as v:
                     T.reads(x[start + v], best[0], total[0], cells[0:CELLS])
                     T.writes(power[v], total[0], cells[0:CELLS])
@@ -190,6 +193,94 @@ class SoftmaxCodes:
                     code = keep(T.shift_right(doubled + T.int32(1), T.int32(1)))
                     code = code - T.shift_right(code, T.int32(8))  # 256, a probability of one, is 255
                     T.buffer_store(y, T.Cast("float32", code) * T.float32(1 / 256), [start + v])
+        return builder.get()
+
+
+@dataclass(frozen=True)
+class SoftmaxInt16:
+    """Softmax of int16 codes, over each run of them: out = softmax_int16(codes) / 32768, float32 and exact.
+
+    multiplier and shift are those of `fixedpoint.softmax_int16_scaling`, one a run; powers and inverses (513,) int16 are
+    `softmax_int16_tables`.
+    """
+
+    runs: tuple[int, ...]
+    multiplier: tuple[int, ...]
+    shift: tuple[int, ...]
+    powers: np.ndarray = field(repr=False)
+    inverses: np.ndarray = field(repr=False)
+
+    @property
+    def n(self) -> int:
+        return sum(self.runs)
+
+    @property
+    def summary(self) -> str:
+        return f"softmax of {_words(self.runs)}, int16"
+
+    def parameters(self, _: Layout) -> tuple[Parameter, ...]:
+        from schedules.kernels import Parameter  # which imports this file
+
+        return (Parameter("powers", self.powers), Parameter("inverses", self.inverses))
+
+    def describe(self, _: Layout) -> tirx.PrimFunc:
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("softmax_int16")
+            T.func_attr({"tirx.noalias": True})
+            x = T.arg("codes", T.Buffer((self.n,), "int16"))
+            powers = T.arg("powers", T.Buffer((KNOTS,), "int16"))
+            inverses = T.arg("inverses", T.Buffer((KNOTS,), "int16"))
+            y = T.arg("out", T.Buffer((self.n,), "float32"))
+            power = IRBuilder.name("power", T.sblock_alloc_buffer((max(self.runs),), "int32"))
+            cells = IRBuilder.name("kept", T.sblock_alloc_buffer((CELLS,), "int32"))
+            for index, start, run in _spans(self.runs):
+                multiplier, shift = self.multiplier[index], self.shift[index]
+                best, total, inverse, over = (
+                    IRBuilder.name(name, T.sblock_alloc_buffer((1,), "int32"))
+                    for name in ("best", "total", "inverse", "over")
+                )
+                with T.sblock(f"begin_{index}"):
+                    T.reads()
+                    T.writes(best[0], total[0])
+                    T.buffer_store(best, T.int32(-(2**15)), [0])
+                    T.buffer_store(total, T.int32(0), [0])
+                with _each(run, f"largest_{index}") as v:
+                    T.reads(x[start + v], best[0], cells[0:CELLS])
+                    T.writes(best[0], cells[0:CELLS])
+                    keep = _keeper(cells)
+                    more = keep(T.Cast("int32", x[start + v]) - best[0])
+                    T.buffer_store(best, best[0] + _or_zero(more), [0])
+                with _each(run, f"exp_{index}") as v:
+                    T.reads(x[start + v], best[0], total[0], powers[0:KNOTS], cells[0:CELLS])
+                    T.writes(power[v], total[0], cells[0:CELLS])
+                    keep = _keeper(cells)
+                    difference = T.Cast("int32", x[start + v]) - best[0]
+                    scaled = keep(doubling_high_multiply(difference * T.int32(1 << max(shift, 0)), T.int32(multiplier)))
+                    if shift < 0:
+                        scaled = _half_away(scaled, -shift)
+                    place = keep(scaled + T.int32(65535))
+                    value = keep(_on_a_line(powers, keep(_or_zero(place)), keep))
+                    T.buffer_store(power, value, [v])
+                    T.buffer_store(total, total[0] + value, [0])
+                with T.sblock(f"invert_{index}"):
+                    T.reads(total[0], over[0], inverses[0:KNOTS], cells[0:CELLS])
+                    T.writes(inverse[0], over[0], cells[0:CELLS])
+                    keep = _keeper(cells)
+                    # a run is over 2^14 and below 2^23: how often it has been doubled
+                    bits = sum((_one_from(total[0], 1 << bit) for bit in range(15, 23)), T.int32(0))
+                    T.buffer_store(over, bits, [0])
+                    # to 2^30 and up, then to 2^16 in two steps, for half a unit more may be past int32's end
+                    near = T.shift_right(T.shift_left(total[0], T.int32(16) - over[0]), T.int32(13))
+                    fraction = keep(T.shift_right(near + T.int32(1), T.int32(1)) - T.int32(2**16))
+                    place = keep(fraction - T.shift_right(fraction, T.int32(16)))  # 2^16 is taken for what is before
+                    T.buffer_store(inverse, _on_a_line(inverses, place, keep), [0])
+                with _each(run, f"divide_{index}") as v:
+                    T.reads(power[v], inverse[0], over[0])
+                    T.writes(y[start + v])
+                    doubled = T.shift_right(power[v] * inverse[0], T.int32(13) + over[0])
+                    code = T.shift_right(doubled + T.int32(1), T.int32(1))
+                    # seven digits of 32768 are all of it, of 1 / 32768 not; every compiler multiplies
+                    T.buffer_store(y, T.Cast("float32", code) / T.float32(32768), [start + v])
         return builder.get()
 
 
@@ -250,6 +341,14 @@ def inverse_q31(fraction: Any, keep: Keep) -> Any:
     return T.bitwise_or(T.bitwise_and(doubled, T.bitwise_not(over)), T.bitwise_and(T.int32(2**31 - 1), over))
 
 
+def _on_a_line(table: Any, place: Any, keep: Keep) -> Any:
+    """Between two entries of a table, for a place of 16 bits; ties up. `fixedpoint._on_a_line`."""
+    entry = keep(T.shift_right(place, T.int32(7)))
+    below = keep(T.Cast("int32", table[entry]))
+    rise = T.Cast("int32", table[entry + T.int32(1)]) - below
+    return below + rounding_shift_right(rise * T.bitwise_and(place, T.int32(127)), 7)
+
+
 def _keeper(cells: Any) -> Keep:
     """Numbers that are read twice lie in cells: TVM's simplifier writes a bound one out wherever it is read, twice a step."""
     places = iter(range(CELLS))
@@ -269,6 +368,11 @@ def _half_away(value: Any, shift: int) -> Any:
 def _negative(value: Any) -> Any:
     """-1 for a negative number, else 0."""
     return T.shift_right(value, T.int32(31))
+
+
+def _or_zero(value: Any) -> Any:
+    """0 for a negative number."""
+    return T.bitwise_and(value, T.bitwise_not(_negative(value)))
 
 
 def _one_from(value: Any, least: int) -> Any:

@@ -45,7 +45,7 @@ from tinyrl_tvm.targets import BOARDS, Board
 
 PER_TENSOR, PER_CHANNEL = "arm_fully_connected_s8", "arm_fully_connected_per_channel_s8"
 OF_INT16 = "arm_fully_connected_s16"
-SOFTMAX = "arm_softmax_s8"
+SOFTMAX, SOFTMAX_INT16 = "arm_softmax_s8", "arm_softmax_s16"
 MERGES = "arm_elementwise_add_s8", "arm_elementwise_mul_s8"
 MERGES_INT16 = "arm_elementwise_add_s16", "arm_elementwise_mul_s16"
 JOINED = dense_policy(
@@ -74,6 +74,7 @@ MODELS: dict[str, onnx.ModelProto] = {
     "int16_gate": merged_policy(gate(9, 35, 2), 9, 2),
     "int16_relu": dense_policy((4, 33, 17, 3), head=clipped(-1, 1)),
     "int16_tanh": dense_policy((6, 31, 16, 5), activation=["Tanh", "Sigmoid"], head=arg_max),
+    "int16_probabilities": dense_policy((5, 18, 21, 9), head=probabilities_of(4, 2, 3), gain=2.0),
     "int16_many": dense_policy((530, 18, 6, 2)),  # past 512 inputs CMSIS-NN sums what is left in another loop
 }
 with_every_model = pytest.mark.parametrize("name", MODELS)
@@ -123,7 +124,17 @@ def test_helium_answers_as_the_oracle(
 
 @with_every_checkout
 @pytest.mark.parametrize(
-    "name", ["tanh", "qdq_per_channel", "qdq", "probabilities", "int16_tanh", "qdq_residual", "int16_gate"]
+    "name",
+    [
+        "tanh",
+        "qdq_per_channel",
+        "qdq",
+        "probabilities",
+        "int16_tanh",
+        "int16_probabilities",
+        "qdq_residual",
+        "int16_gate",
+    ],
 )
 @pytest.mark.parametrize("board", CORTEX_M, ids=lambda board: board.name)
 def test_every_core_answers_as_the_oracle(
@@ -160,7 +171,7 @@ def test_every_hidden_layer_is_offloaded_and_the_ends_are_not() -> None:
         assert first.function is None
         assert first.reason == "it reads float observations, CMSIS-NN reads codes"
         if "probabilities" in name:
-            assert last.function == SOFTMAX
+            assert last.function == (SOFTMAX_INT16 if name.startswith("int16") else SOFTMAX)
         else:
             assert last.function is None
             assert "its int32 sums" in last.reason
@@ -193,6 +204,46 @@ def test_a_softmax_that_is_called_wrongly_shows(tmp_path: Path) -> None:
     old = f"1, 4, {multiplier}, {shift}, {least}, steps"
     for index, new in enumerate((f"1, 4, {multiplier}, 31, {least}, steps", f"1, 4, {multiplier}, {shift}, 1, steps")):
         assert "PARITY FAIL" in answer(library, tmp_path / str(index), edit=(old, new))
+
+
+def test_a_softmax_of_int16_has_its_tables_and_a_status() -> None:
+    library = compiled("int16_probabilities").library
+    decided = compiled("int16_probabilities").offloads[-1]
+    assert decided.reason == "it reads codes, a call for each of 3; C makes floats of the codes it gives"
+    calls = re.findall(
+        r"if \(arm_softmax_s16\(codes(.*?), 1, (\d+), \d+, -?\d+, &tables, steps(.*)\) != ARM", layers_of(library)
+    )
+    assert calls == [("", "4", ""), (" + 4", "2", " + 4"), (" + 6", "3", " + 6")]
+    assert Interface.of(library).layers[-1].parameter_bytes == 2 * 2 * 513
+    assert "arm_softmax_s8" not in layers_of(library)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("powers_4, inverses_4}", "powers_4, 0}"),
+        ("powers_4, inverses_4}", "inverses_4, powers_4}"),
+        (", 1, 4, ", ", 0, 4, "),
+        (", &tables, steps)", ", 0, steps)"),
+        (", &tables, steps)", " + 20, &tables, steps)"),
+        (", &tables, steps)", ", &tables, (int16_t *)codes)"),
+    ],
+    ids=["no table", "tables exchanged", "no rows", "no tables", "shift", "in place"],
+)
+def test_a_softmax_of_int16_that_is_called_wrongly_is_a_status(old: str, new: str, tmp_path: Path) -> None:
+    said = answer(compiled("int16_probabilities").library, tmp_path, edit=(old, new))
+    assert "status 2" in said
+    assert "PARITY FAIL" in said
+
+
+def test_a_softmax_that_cmsis_nn_has_no_bits_for_stays_with_us(tmp_path: Path) -> None:
+    model = dense_policy((5, 18, 9), head=probabilities)
+    made = compile_model(model, tmp_path, precision="int16", cmsis_nn=True)
+    *_, layer, last = made.offloads
+    assert (layer.function, last.function) == (OF_INT16, None)
+    assert last.reason == "of 9 numbers arm_softmax_s16 doubles a sum that it has no bit for"
+    assert SOFTMAX_INT16 not in Interface.of(made.library).cmsis_nn
+    assert host.run(made.library).parity == "PASS"
 
 
 def test_without_cmsis_nn_nothing_is_decided() -> None:
@@ -350,7 +401,9 @@ def test_a_build_without_helium_gives_no_buffer(tmp_path: Path) -> None:
 
 @with_every_checkout
 @pytest.mark.parametrize("compiler", COMPILERS)
-@pytest.mark.parametrize("name", ["tanh", "qdq_per_channel", "int16_tanh", "residual_tanh", "int16_residual"])
+@pytest.mark.parametrize(
+    "name", ["tanh", "qdq_per_channel", "int16_tanh", "int16_probabilities", "residual_tanh", "int16_residual"]
+)
 def test_the_layers_compile_without_a_warning(name: str, compiler: str, checkout: str, tmp_path: Path) -> None:
     (source,) = [path for path in unpack(compiled(name).library, tmp_path) if path.name.endswith("_lib3.c")]
     assert complaints(source, CHECKOUTS[checkout], *COMPILERS[compiler], *WARNINGS) == ""

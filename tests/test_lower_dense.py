@@ -25,7 +25,7 @@ from tvm.relax import op
 from tvm.script import ir as I
 from tvm.script import relax as R
 
-from relay_passes import FoldLut, LowerDense, QuantizeInt8, quantize_int8
+from relay_passes import FoldLut, LowerDense, QuantizeInt8, QuantizeInt16, fixedpoint, quantize_int8
 from relay_passes.dataflow import bindings, constant, shape_of
 from relay_passes.lower_dense import call_arguments, call_name
 from relay_passes.network import UnsupportedGraph
@@ -222,3 +222,16 @@ def test_probabilities_of_codes_are_a_kernel_behind_a_layer():
     assert x.same_as(row)
     assert constant(runs).tolist() == [5]
     assert all(constant(array).shape == (1,) for array in (multiplier, shift, least_difference))
+
+
+def test_probabilities_of_int16s_codes_are_a_kernel_behind_a_layer_of_them():
+    weights = random_weights((6, 16, 5))
+    graph = FoldLut()(QuantizeInt16(rows_for(weights))(policy(weights, head=softmax)))
+    *_, (row, layer), (_, call) = bindings(LowerDense()(graph)["main"])
+    assert [call_name(layer), call_name(call)] == ["tinyrl.dense_int16", "tinyrl.softmax_int16"]
+    x, runs, *scaling, powers, inverses = call_arguments(call)
+    assert x.same_as(row)
+    assert constant(runs).tolist() == [5]
+    assert all(constant(array).shape == (1,) for array in scaling)
+    for table, wanted in zip((powers, inverses), fixedpoint.softmax_int16_tables(), strict=True):
+        np.testing.assert_array_equal(constant(table), wanted)

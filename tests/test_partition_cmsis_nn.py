@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 import tvm
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,10 +17,10 @@ from tvm.relax import op
 from tvm.script import ir as I
 from tvm.script import relax as R
 
-from relay_passes import FoldLut, LowerDense, PartitionCmsisNN, QuantizeInt8, fixedpoint
+from relay_passes import FoldLut, LowerDense, PartitionCmsisNN, QuantizeInt8, QuantizeInt16, fixedpoint
 from relay_passes.dataflow import bindings, constant, known
 from relay_passes.lower_dense import call_arguments, call_name
-from relay_passes.partition_cmsis_nn import PER_CHANNEL, PER_TENSOR, PREFIX, offloads
+from relay_passes.partition_cmsis_nn import OF_INT16, PER_CHANNEL, PER_TENSOR, PREFIX, SOFTMAX_INT16, offloads
 
 RNG = np.random.default_rng(0)
 W = RNG.integers(-127, 128, (3, 4)).astype(np.int8)
@@ -121,6 +122,23 @@ def test_a_softmax_is_called_with_what_ours_takes() -> None:
     for mine, given_to_it in zip(call_arguments(ours)[1:], call_arguments(theirs)[1:], strict=True):
         np.testing.assert_array_equal(known(mine), known(given_to_it))
     assert offloads(before)[-1].reason == "it reads codes; C makes floats of the codes it gives"
+
+
+@pytest.mark.parametrize(("n", "function"), [(8, SOFTMAX_INT16), (9, None)])
+def test_a_softmax_of_int16_is_called_where_no_sum_can_round_up(n: int, function: str | None) -> None:
+    weights = random_weights((10, 16, n))
+    module = policy(weights, head=lambda emit, x: op.nn.softmax(x, axis=1))
+    before = LowerDense()(FoldLut()(QuantizeInt16(rows_for(weights), one_multiplier=True)(module)))
+    *_, (_, layer_after), (_, theirs) = bindings(PartitionCmsisNN()(before)["main"])
+    *_, (_, ours) = bindings(before["main"])
+    assert call_name(layer_after) == PREFIX + OF_INT16
+    assert offloads(before)[-1].function == function
+    if function is None:
+        assert call_name(theirs) == "tinyrl.softmax_int16"
+        return
+    assert call_name(theirs) == PREFIX + SOFTMAX_INT16
+    for mine, given_to_it in zip(call_arguments(ours)[1:], call_arguments(theirs)[1:], strict=True):
+        np.testing.assert_array_equal(known(mine), known(given_to_it))
 
 
 @given(st.integers(-(2**30), 2**30), st.integers(1, 16))

@@ -66,6 +66,11 @@ def law(kernel: Kernel, x: np.ndarray) -> np.ndarray:
             how = zip(np.split(x, ends, axis=1), kernel.multiplier, kernel.shift, kernel.least_difference, strict=True)
             steps = np.concatenate([fixedpoint.softmax_int8(*run) for run in how], axis=1)
             return ((steps.astype(np.int32) + 128) / 256).astype(np.float32)
+        case k.SoftmaxInt16():
+            ends, tables = np.cumsum(kernel.runs)[:-1], (kernel.powers, kernel.inverses)
+            each = zip(np.split(x, ends, axis=1), kernel.multiplier, kernel.shift, strict=True)
+            steps = np.concatenate([fixedpoint.softmax_int16(*run, *tables) for run in each], axis=1)
+            return (steps / 32768).astype(np.float32)
     assert isinstance(kernel, k.DenseHead)
     return answer(kernel.answer, fixedpoint.dense_int8(x, kernel.weight, kernel.bias))
 

@@ -182,18 +182,6 @@ def test_a_wide_layer_gives_int16_by_the_law(n_in: int, tmp_path: Path) -> None:
     agrees_everywhere(library_of([quantize, layer, shown(n_out)], rows), tmp_path)
 
 
-@pytest.mark.parametrize(("n_in", "n_out"), [(1, 2), (9, 31), (17, 16), (64, 5)])
-def test_codes_of_int8_come_of_int16_by_the_law(n_in: int, n_out: int, tmp_path: Path) -> None:
-    """Of int8's two roundings; a head of int8 reads them."""
-    rng = np.random.default_rng(n_in)
-    weight, shift = dots(n_out, n_in, rng), 3 + n_in % 7
-    code = rng.integers(-140, 141, n_out)
-    bias = within_int32((code * 2**shift + 2**shift // 2) * 2, weight)
-    layer = k.DenseCodesOfInt16(weight, bias, np.full(n_out, 2**30, np.int32), shift, 0, -128, 127, None)
-    head = k.DenseHead(np.eye(n_out, dtype=np.int8), np.zeros(n_out, np.int32), k.ToFloat(np.ones(n_out, np.float32)))
-    agrees_everywhere(library_of([codes_of(n_in), layer, head], walk(n_in)), tmp_path)
-
-
 @pytest.mark.parametrize(("n_in", "n_out"), [(1, 1), (3, 2), (7, 5), (8, 8), (9, 9), (17, 31), (64, 2), (100, 4)])
 def test_a_head_of_any_length_answers_by_the_law(n_in: int, n_out: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(n_in)
@@ -252,7 +240,6 @@ def test_the_machine_code_multiplies_eight_at_a_time(n_in: int, n_out: int) -> N
     chunks = -(-n_in // 8)
     kernels: list[tuple[Kernel, int]] = [
         (k.DenseInt16(weight, bias, multiplier, 20, 0, 0, CODE, None), 8),
-        (k.DenseCodesOfInt16(weight, bias, multiplier, 8, 0, -128, 127, None), 8),
         (k.HeadOfInt16(weight, bias, k.ToFloat(np.ones(n_out, np.float32))), min(n_out, 4)),
     ]
     for kernel, rows in kernels:
@@ -318,16 +305,12 @@ def test_a_layer_interpolates_by_the_law_in_pairs(shift: int | None, n_in: int, 
     agrees(library_of([codes_of(n_in), layer, shown(n_out)], walk(n_in), target="cortex-m4"), tmp_path)
 
 
-def test_codes_of_int8_and_heads_come_of_pairs_by_the_law(tmp_path: Path) -> None:
+def test_heads_come_of_pairs_by_the_law(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     weight = dots(21, 17, rng)
     bias = within_int32(rng.integers(-(2**24), 2**24, 21), weight)
-    layer = k.DenseCodesOfInt16(weight, bias, np.full(21, 2**30, np.int32), 16, 0, -128, 127, None)
-    head = k.DenseHead(np.eye(21, dtype=np.int8), np.zeros(21, np.int32), k.ToFloat(np.ones(21, np.float32)))
-    (tmp_path / "head").mkdir()
-    agrees(library_of([codes_of(17), layer, head], walk(17), target="cortex-m4"), tmp_path)
     decision = k.HeadOfInt16(weight, bias // 2**12, k.ArgMax((20, 1)))
-    agrees(library_of([codes_of(17), decision], walk(17), target="cortex-m4"), tmp_path / "head")
+    agrees(library_of([codes_of(17), decision], walk(17), target="cortex-m4"), tmp_path)
 
 
 @pytest.mark.parametrize(("n_in", "n_out"), [(1, 1), (8, 5), (9, 31)])

@@ -6,6 +6,7 @@ logits -> softmax -> action        one of a Discrete space, or one a part of a M
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from quantised_models import INT8, UINT8, quantised
 from test_emit import COMPILERS, WARNINGS, unpack
 from test_quantize_int8 import policy, random_weights
 from test_schedules import agrees_everywhere, codes_of, library_of
+from test_schedules_int16 import codes_of as int16_codes_of
 from tvm import relax
 from tvm.relax import op
 from tvm.script import ir as I
@@ -51,7 +53,7 @@ from tinyrl_tvm.project import build, create
 from tinyrl_tvm.targets import BOARDS, Board
 
 F = np.float32
-STEP = 1 / 256
+STEP, FINE = 1 / 256, 1 / 32768
 
 
 def exact(logits: np.ndarray) -> np.ndarray:
@@ -114,6 +116,93 @@ def test_the_kernel_of_codes_answers_by_the_law(runs: tuple[int, ...], scale: fl
     ]
     kernel = k.SoftmaxCodes(runs, *zip(*scaling, strict=True))
     agrees_everywhere(library_of([codes_of(n), kernel], np.clip(rows, -128, 127)), tmp_path)
+
+
+# ---- the law of int16's codes ----
+
+
+def finely(codes: np.ndarray, scale: float) -> np.ndarray:
+    how = (*fixedpoint.softmax_int16_scaling(scale), *fixedpoint.softmax_int16_tables())
+    return fixedpoint.softmax_int16(codes, *how) * FINE
+
+
+@given(st.lists(st.integers(-(2**15), 2**15 - 1), min_size=1, max_size=255), st.floats(-24, 2.3))
+def test_codes_of_int16_are_within_a_step_and_a_half_a_number(codes: list[int], exponent: float) -> None:
+    """What lies 10 below the largest has no step, and is a step and a half."""
+    row, scale = np.array(codes), 2.0**exponent
+    np.testing.assert_allclose(finely(row, scale), exact(row * scale), rtol=0, atol=(1.5 * len(row) + 2) * FINE)
+
+
+@pytest.mark.parametrize(("n", "steps"), [(2, 3), (4, 5), (9, 9)])
+def test_a_few_codes_of_int16_are_closer_than_int8_has_steps(n: int, steps: int) -> None:
+    rng = np.random.default_rng(n)
+    for spread in (100, 1000, 10000):
+        rows = np.rint(np.clip(rng.normal(size=(3000, n)) * spread, -(2**15), 2**15 - 1)).astype(int)
+        np.testing.assert_allclose(finely(rows, 1e-3), exact(rows * 1e-3), rtol=0, atol=steps * FINE)
+
+
+@given(st.lists(st.integers(-20000, 20000), min_size=2, max_size=9), st.integers(-12768, 12767))
+def test_only_differences_of_int16s_codes_count(codes: list[int], more: int) -> None:
+    row = np.array(codes)
+    np.testing.assert_array_equal(finely(row, 1e-3), finely(row + more, 1e-3))
+
+
+def test_what_is_sure_is_one_and_what_is_out_of_reach_is_nothing() -> None:
+    assert finely(np.array([-5]), 0.1).tolist() == [1]
+    for n in (2, 255):
+        row = np.full(n, -(2**15))
+        row[1] = -(2**15) + 101
+        assert finely(row, 0.1).tolist() == [0, 1, *(n - 2) * [0]]
+
+
+def test_a_sum_that_rounds_up_to_a_power_of_two_is_not_doubled() -> None:
+    """Of nine numbers: eight powers of 32762, and one that is what they lack of 2^18 - 1. arm_softmax_s16 answers 2 here."""
+    powers, _ = fixedpoint.softmax_int16_tables()
+    multiplier, shift = fixedpoint.softmax_int16_scaling(10 / 65535)
+    places: np.ndarray = np.arange(65536)
+    slope = powers[places // 128 + 1].astype(int) - powers[places // 128]
+    found = powers[places // 128] + ((slope * (places % 128) + 64) >> 7)
+    (place, *_) = np.flatnonzero(found == 2**18 - 1 - 8 * 32762)
+    row = np.array([*8 * [32767], place - 32768])
+    answer = fixedpoint.softmax_int16(row, multiplier, shift, *fixedpoint.softmax_int16_tables())
+    np.testing.assert_allclose(answer * FINE, exact(row * 10 / 65535), rtol=0, atol=12 * FINE)
+
+
+def test_runs_shifts_and_tables_of_int16_have_bounds() -> None:
+    tables = fixedpoint.softmax_int16_tables()
+    assert [(len(table), table.dtype) for table in tables] == [(513, np.int16)] * 2
+    for n in (0, 256):
+        with pytest.raises(ValueError, match=f"a softmax of {n} numbers; have: 1 to 255"):
+            finely(np.zeros(n, np.int16), 0.1)
+    with pytest.raises(ValueError, match="a shift of 16 under a softmax; have: -31 to 15"):
+        fixedpoint.softmax_int16(np.zeros(2, np.int16), 2**30, 16, *tables)
+    with pytest.raises(ValueError, match=re.escape("table has shape (512,); have: (513,)")):
+        fixedpoint.softmax_int16(np.zeros(2, np.int16), 2**30, 1, tables[0][1:], tables[1])
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 2.0**-31, 4.9, 5.0, 1e30])
+def test_scales_of_int16_beyond_what_a_shift_writes_answer_alike(scale: float) -> None:
+    multiplier, shift = fixedpoint.softmax_int16_scaling(scale)
+    assert 2**30 <= multiplier < 2**31
+    assert -31 <= shift <= 15
+    row = np.array([[-(2**15), 5, 2**15 - 1], [1, 1, 9]])
+    np.testing.assert_allclose(finely(row, scale), exact(row * np.clip(scale, 0, 5)), rtol=0, atol=7 * FINE)
+
+
+@pytest.mark.parametrize(
+    ("runs", "scale"),
+    [((1,), 0.2), ((2, 3), 2.0**-30), ((4, 1, 12), 2e-4), ((4, 1, 12), 4.99), ((9,), 10 / 65535), ((255,), 1e-3)],
+    ids=str,
+)
+def test_the_kernel_of_int16s_codes_answers_by_the_law(runs: tuple[int, ...], scale: float, tmp_path: Path) -> None:
+    n, rng = sum(runs), np.random.default_rng(len(runs))
+    rows = np.rint(rng.normal(size=(64, n)) * 2 ** rng.uniform(0, 15, (64, 1)))
+    rows[:6] = [[-(2**15)], [2**15 - 1], [0], [-1], [5], [6]]
+    rows[4:6, ::2] = [[-(2**15)], [2**15 - 1]]
+    rows[6, :9] = [*8 * [32767], -10176][-n:]  # of nine, at the least scale, the sum that rounds up
+    scaling = [fixedpoint.softmax_int16_scaling(scale * 2.0**-i) for i in range(len(runs))]
+    kernel = k.SoftmaxInt16(runs, *zip(*scaling, strict=True), *fixedpoint.softmax_int16_tables())
+    agrees_everywhere(library_of([int16_codes_of(n), kernel], np.clip(rows, -(2**15), 2**15 - 1)), tmp_path)
 
 
 # ---- the law of floats ----
@@ -294,7 +383,7 @@ def test_the_likelihoods_of_a_categorical_are_its_softmax(tmp_path: Path) -> Non
 # ---- whole policies ----
 
 
-@pytest.mark.parametrize("precision", ["int8", "float32"])
+@pytest.mark.parametrize("precision", ["int8", "int16", "float32"])
 @pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
 def test_every_board_answers_as_the_oracle(board: Board, precision: str, tmp_path: Path) -> None:
     model = dense_policy((5, 13, 9), head=probabilities_of(4, 2, 3), gain=3.0)
@@ -307,7 +396,7 @@ def test_every_board_answers_as_the_oracle(board: Board, precision: str, tmp_pat
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
-@pytest.mark.parametrize("precision", ["int8", "float32"])
+@pytest.mark.parametrize("precision", ["int8", "int16", "float32"])
 def test_the_kernels_compile_without_a_warning(precision: str, compiler: str, tmp_path: Path) -> None:
     library = compile_model(dense_policy((4, 5), head=probabilities_of(2, 3)), tmp_path, precision=precision).library
     (source,) = [path for path in unpack(library, tmp_path) if path.name.endswith("_lib1.c")]
@@ -325,7 +414,7 @@ def test_the_kernels_compile_without_a_warning(precision: str, compiler: str, tm
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("precision", ["int8", "float32"])
+@pytest.mark.parametrize("precision", ["int8", "int16", "float32"])
 def test_no_number_shows_in_the_count_of_instructions(precision: str, tmp_path: Path) -> None:
     model = dense_policy((5, 13, 9), head=probabilities_of(4, 5), gain=3.0)
     library = compile_model(model, tmp_path, precision=precision).library
@@ -347,17 +436,57 @@ def test_int8_probabilities_are_near_the_float_policys(tmp_path: Path) -> None:
         assert ((vectors["expected"] * 256) % 1 == 0).all()
 
 
-def test_int8_refuses_what_has_no_room(tmp_path: Path) -> None:
-    with pytest.raises(
-        UnsupportedOp, match="a softmax of 256 numbers; int8 has steps of 1/256 and computes 255 at most"
-    ):
-        compile_model(dense_policy((3, 256), head=probabilities), tmp_path, target="host")
+@pytest.mark.parametrize("cmsis_nn", [False, True], ids=["ours", "CMSIS-NN"])
+@pytest.mark.parametrize(
+    ("sizes", "runs"), [((6, 32, 32, 4), (4,)), ((4, 18, 9), (4, 2, 3)), ((20, 32, 18), (18,)), ((12, 5), (5,))]
+)
+def test_int16_probabilities_are_nearer_the_float_policys_than_int8s(
+    sizes: tuple[int, ...], runs: tuple[int, ...], cmsis_nn: bool, tmp_path: Path
+) -> None:
+    for gain in (0.5, 1.0, 2.0):
+        model = dense_policy(sizes, head=probabilities_of(*runs), gain=gain, seed=3)
+        rows, error = observations_for(model, 512), {}
+        for precision in ("int8", "int16"):
+            made = compile_model(
+                model,
+                tmp_path,
+                target="cortex-m55",
+                precision=precision,
+                calibration=rows,
+                vectors=rows[:128],
+                cmsis_nn=cmsis_nn,
+            )
+            vectors = made.library.vectors()
+            error[precision] = float(np.abs(vectors["expected"] - vectors["float_action"]).mean())
+        assert ((vectors["expected"] / FINE) % 1 == 0).all()
+        assert error["int16"] < 0.002 * gain
+        assert error["int16"] < (0.85 if cmsis_nn else 0.6) * error["int8"]
+
+
+def test_a_logit_beyond_calibrations_has_room_in_int16(tmp_path: Path) -> None:
+    """Half of their span over and under what was seen."""
+    model = dense_policy((12, 3), weights=[(np.eye(12)[:3], np.zeros(3))], head=probabilities)
+    rows = np.random.default_rng(0).uniform(-1, 1, (256, 12)).astype(F)
+    library = compile_model(
+        model, tmp_path, target="host", precision="int16", calibration=rows, vectors=1.9 * rows
+    ).library
+    vectors = library.vectors()
+    assert np.abs(vectors["expected"] - vectors["float_action"]).max() < 0.002
+
+
+@pytest.mark.parametrize("precision", ["int8", "int16"])
+def test_integers_refuse_what_has_no_room(precision: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedOp, match=f"a softmax of 256 numbers; {precision} computes 255 at most"):
+        compile_model(dense_policy((3, 256), head=probabilities), tmp_path, precision=precision, target="host")
 
     def through(activation: str) -> Any:
         return lambda graph, x, n: probabilities(graph, graph.add(activation, x), n)
 
-    with pytest.raises(UnsupportedOp, match="a softmax reads what is computed of the last dense layer's output"):
-        compile_model(dense_policy((3, 4), head=through("Tanh")), tmp_path, target="host")
+    sentence = (
+        f"a softmax reads what is computed of the last dense layer's output, and {precision} has one of its own codes"
+    )
+    with pytest.raises(UnsupportedOp, match=sentence):
+        compile_model(dense_policy((3, 4), head=through("Tanh")), tmp_path, precision=precision, target="host")
     floats = compile_model(dense_policy((3, 4), head=through("Tanh")), tmp_path, precision="float32", target="host")
     assert host.run(floats.library).parity == "PASS"
 

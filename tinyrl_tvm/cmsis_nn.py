@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -40,6 +40,7 @@ FUNCTIONS = {
         "6.0.0", (f"{_FULLY_CONNECTED}/arm_fully_connected_s16.c", f"{_SUPPORT}/arm_nn_vec_mat_mult_t_s16.c")
     ),
     "arm_softmax_s8": Function("6.0.0", (f"{_SOFTMAX}/arm_softmax_s8.c", f"{_SOFTMAX}/arm_nn_softmax_common_s8.c")),
+    "arm_softmax_s16": Function("6.0.0", (f"{_SOFTMAX}/arm_softmax_s16.c",)),
     **{
         name: Function("6.0.0", (f"{_BASIC_MATH}/{name}.c",))
         for name in (
@@ -138,17 +139,17 @@ class FullyConnected:
 
 @dataclass(frozen=True)
 class Softmax:
-    """Probabilities that `function` computes of each run of codes: with multiplier, shift and least_difference, one a run,
-    as it takes them."""
+    """Probabilities that `function` computes of each run of codes: with multiplier and shift, one a run, as it takes them."""
 
     function: str
     runs: np.ndarray
     multiplier: np.ndarray
     shift: np.ndarray
-    least_difference: np.ndarray
+
+    codes: ClassVar[str]
 
     def __post_init__(self) -> None:
-        assert self.function == "arm_softmax_s8"
+        assert self.function in FUNCTIONS
 
     @property
     def sources(self) -> int:
@@ -168,12 +169,37 @@ class Softmax:
 
     @property
     def parameter_bytes(self) -> int:
-        return 0
+        return sum(parameter.values.nbytes for parameter in self.parameters)
 
     @property
     def arguments(self) -> tuple[tuple[str, str, int], ...]:
         """As of a layer."""
-        return (("codes", "int8", self.n), ("out", "float32", self.n))
+        return (("codes", self.codes, self.n), ("out", "float32", self.n))
+
+
+@dataclass(frozen=True)
+class SoftmaxInt8(Softmax):
+    """Of 256 steps; `least_difference` is one a run."""
+
+    least_difference: np.ndarray
+
+    codes: ClassVar[str] = "int8"
+
+
+@dataclass(frozen=True)
+class SoftmaxInt16(Softmax):
+    """Of 32768 steps; `powers` and `inverses` (513,) int16 are the tables of exp and 1 / (1 + x)."""
+
+    powers: np.ndarray = field(repr=False)
+    inverses: np.ndarray = field(repr=False)
+
+    codes: ClassVar[str] = "int16"
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        from schedules import Parameter  # it loads TVM
+
+        return (Parameter("powers", self.powers), Parameter("inverses", self.inverses))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyrl_tvm.cmsis_nn import Elementwise, FullyConnected, Offloaded, Softmax
+from tinyrl_tvm.cmsis_nn import Elementwise, FullyConnected, Offloaded, SoftmaxInt8, SoftmaxInt16
 
 if TYPE_CHECKING:
     from tvm import IRModule
@@ -63,11 +63,13 @@ def _kernel(name: str, n: int, arguments: list[Any]) -> Kernel | Offloaded:
             computed = _elementwise(operator, dtype, n, arguments)
             assert isinstance(computed, elementwise.AddCodes | elementwise.MultiplyCodes)
             return Elementwise(function, computed)
-        kind = Softmax if function == partition_cmsis_nn.SOFTMAX else FullyConnected
-        return kind(function, *arguments)
-    if name in ("tinyrl.softmax", "tinyrl.softmax_float"):
-        of_each_run = [tuple(map(int, values)) for values in arguments]
-        return (k.SoftmaxCodes if name == "tinyrl.softmax" else k.Softmax)(*of_each_run)
+        kinds_of_call = {partition_cmsis_nn.SOFTMAX: SoftmaxInt8, partition_cmsis_nn.SOFTMAX_INT16: SoftmaxInt16}
+        return kinds_of_call.get(function, FullyConnected)(function, *arguments)
+    if name in ("tinyrl.softmax", "tinyrl.softmax_int16", "tinyrl.softmax_float"):
+        kinds_of_softmax = {"softmax": k.SoftmaxCodes, "softmax_int16": k.SoftmaxInt16, "softmax_float": k.Softmax}
+        # what there is one of a run, and tables of 16 bits
+        how = [tuple(map(int, values)) if values.dtype == np.int32 else values for values in arguments]
+        return kinds_of_softmax[name.removeprefix("tinyrl.")](*how)
     operator, _, of = name.removeprefix("tinyrl.").partition("_")
     if operator in ("add", "subtract", "multiply", "map"):
         return _elementwise(operator, of, n, arguments)
@@ -75,7 +77,6 @@ def _kernel(name: str, n: int, arguments: list[Any]) -> Kernel | Offloaded:
         "tinyrl.quantize": _quantize,
         "tinyrl.clamp": k.Clamp,
         "tinyrl.dense_int16": k.DenseInt16,
-        "tinyrl.dense_codes_int16": k.DenseCodesOfInt16,
         "tinyrl.dense_codes": k.DenseCodes,
         "tinyrl.dense_float": k.DenseFloat,
     }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyrl_tvm.cmsis_nn import Elementwise, FullyConnected, Offloaded, Softmax, since
+from tinyrl_tvm.cmsis_nn import Elementwise, FullyConnected, Offloaded, Softmax, SoftmaxInt8, since
 from tinyrl_tvm.emit import lower
 from tinyrl_tvm.emit.assembly import function_text
 from tinyrl_tvm.emit.program import ALIGNMENT, ITEM_BYTES, Program, Step
@@ -183,20 +183,19 @@ def _of_cmsis_nn(offloaded: list[dict[str, Any]]) -> dict[str, Any]:
 def _offloaded(index: int, step: Step, offloaded: Offloaded) -> dict[str, Any]:
     said = {"index": index, "summary": offloaded.summary, "function": offloaded.function}
     if isinstance(offloaded, Softmax):
-        ends = np.cumsum(offloaded.runs)
-        columns = (
-            offloaded.runs,
-            ends - offloaded.runs,
-            offloaded.multiplier,
-            offloaded.shift,
-            offloaded.least_difference,
-        )
+        starts = np.cumsum(offloaded.runs) - offloaded.runs
+        columns = [offloaded.runs, starts, offloaded.multiplier, offloaded.shift]
+        of_int8 = isinstance(offloaded, SoftmaxInt8)
+        if isinstance(offloaded, SoftmaxInt8):
+            columns.append(offloaded.least_difference)
         calls = [[int(value) for value in call] for call in zip(*columns, strict=True)]
         return {
             **said,
-            "prototype": _prototype(step, "void"),
-            "parameters": [],
+            "has_status": not of_int8,
+            "prototype": _prototype(step, "void" if of_int8 else "int32_t"),
+            "parameters": _parameters(index, offloaded.parameters),
             "softmax": calls,
+            "codes": offloaded.codes,
             "sums": False,
             "n_out": offloaded.n,
         }
@@ -205,6 +204,7 @@ def _offloaded(index: int, step: Step, offloaded: Offloaded) -> dict[str, Any]:
         return {
             **said,
             "softmax": None,
+            "has_status": True,
             "between": ", ".join(map(str, between)),
             "behind": ", ".join(map(str, behind)),
             "prototype": _prototype(step, "int32_t"),
@@ -219,6 +219,7 @@ def _offloaded(index: int, step: Step, offloaded: Offloaded) -> dict[str, Any]:
     return {
         **said,
         "softmax": None,
+        "has_status": True,
         "between": None,
         "codes": layer.codes,
         "prototype": _prototype(step, "int32_t"),
@@ -274,7 +275,7 @@ def _call(index: int, step: Step, program: Program) -> dict[str, Any]:
     ]
     result = action if step.result is None else _at(step.result, result_dtype, const=False)
     if isinstance(step.placed, Offloaded):
-        can_fail = not isinstance(step.placed, Softmax)  # which returns no status
+        can_fail = not isinstance(step.placed, SoftmaxInt8)  # which returns no status
         return {"text": f"{step.function}({', '.join([*sources, result])})", "can_fail": can_fail}
     arrays = [f"{p.name}_{index} + {p.origin}" if p.origin else f"{p.name}_{index}" for p in step.placed.parameters]
     return {"text": f"{step.function}({', '.join([*sources, *arrays, result])})", "can_fail": False}

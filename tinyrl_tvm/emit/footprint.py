@@ -143,22 +143,44 @@ HEADS = {"float32": (20, Range(40, 420)), "int8": (4, Range(30, 240)), "int16": 
 
 @dataclass(frozen=True)
 class CmsisNN:
-    """What GCC 12 and clang 19 make of CMSIS-NN: a fully connected layer, a softmax, a merge, and the frames under a call of
-    each."""
+    """What GCC 12 and clang 19 make of CMSIS-NN: a fully connected layer and a softmax of int8 and of int16, a merge, and the
+    frames under a call of each."""
 
     layer: Range
+    layer_int16: Range
     softmax: Range
+    softmax_int16: Range
     merge: Range
     layer_stack: Range
+    layer_int16_stack: Range
     softmax_stack: Range
+    softmax_int16_stack: Range
     merge_stack: Range
 
 
 HELIUM = CmsisNN(
-    Range(1300, 2100), Range(4800, 7600), Range(100, 700), Range(190, 400), Range(190, 820), Range(20, 320)
+    layer=Range(1300, 2100),
+    layer_int16=Range(1150, 2250),
+    softmax=Range(4800, 7600),
+    softmax_int16=Range(350, 1150),
+    merge=Range(100, 700),
+    layer_stack=Range(190, 400),
+    layer_int16_stack=Range(190, 330),
+    softmax_stack=Range(190, 820),
+    softmax_int16_stack=Range(60, 180),
+    merge_stack=Range(20, 320),
 )
 WITHOUT_HELIUM = CmsisNN(
-    Range(2000, 4600), Range(2200, 6500), Range(150, 1900), Range(180, 280), Range(100, 280), Range(30, 260)
+    layer=Range(2000, 4600),
+    layer_int16=Range(350, 1800),
+    softmax=Range(2200, 6500),
+    softmax_int16=Range(350, 950),
+    merge=Range(150, 1900),
+    layer_stack=Range(180, 280),
+    layer_int16_stack=Range(100, 260),
+    softmax_stack=Range(100, 280),
+    softmax_int16_stack=Range(60, 180),
+    merge_stack=Range(30, 260),
 )
 STRUCTURES = Range(70, 100)  # that a layer hands it
 LAYER_CALL, SOFTMAX_CALL, MERGE_CALL = Range(60, 140), Range(40, 180), Range(40, 180)
@@ -239,13 +261,19 @@ def _cmsis_nn(program: Program) -> Contributor:
     """Its functions, and the structures of our calls."""
     makes = _helium(program)
     layers = sum(isinstance(placed, FullyConnected) for placed in program.kernels)
-    functions = [getattr(makes, _kind(name)) for name in program.cmsis_nn]
+    functions = [getattr(makes, _part(name)) for name in program.cmsis_nn]
     return _together([part.of("CMSIS-NN") for part in functions] + [STRUCTURES.of("CMSIS-NN", layers)])
 
 
 def _kind(function: str) -> str:
     """What `function` of CMSIS-NN computes: layer, softmax or merge."""
     return "softmax" if "softmax" in function else "merge" if "elementwise" in function else "layer"
+
+
+def _part(function: str) -> str:
+    """The same, and whether it is int16's, but of merges, which are alike."""
+    kind = _kind(function)
+    return f"{kind}_int16" if function.endswith("_s16") and kind != "merge" else kind
 
 
 def _call_of_cmsis_nn(placed: Offloaded, makes: CmsisNN, code: str, frame: str) -> _Kernel:
@@ -259,7 +287,7 @@ def _call_of_cmsis_nn(placed: Offloaded, makes: CmsisNN, code: str, frame: str) 
     answers = n_out if isinstance(placed, Softmax) or placed.table is not None else 0
     return _Kernel(
         _together([call.of(code), AN_ANSWER.of(code, answers)]),
-        (own.of(frame), getattr(makes, f"{kind}_stack").of("CMSIS-NN")),
+        (own.of(frame), getattr(makes, f"{_part(placed.function)}_stack").of("CMSIS-NN")),
     )
 
 

@@ -212,7 +212,8 @@ def _worded(name: str, otherwise: str) -> str:
 
 def _function(placed: PlacedKernel | Offloaded) -> str:
     if isinstance(placed, Offloaded):
-        return {FullyConnected: "dense", Softmax: "softmax", Elementwise: "merge"}[type(placed)]
+        kinds = {FullyConnected: "dense", Softmax: "softmax", Elementwise: "merge"}
+        return next(name for kind, name in kinds.items() if isinstance(placed, kind))
     kind = type(placed.kernel).__name__
     starts = {"Quantize": "quantize", "Clamp": "clamp", "DenseHead": "head", "HeadOf": "head", "Softmax": "softmax"}
     starts |= {"Add": "merge", "Multiply": "merge", "Merge": "merge", "Map": "map"}

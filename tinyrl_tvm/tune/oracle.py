@@ -57,8 +57,11 @@ def _questions(kernel: Kernel, n: int, rng: np.random.Generator) -> np.ndarray:
         return _with_ends(middle + span * rng.normal(size=(n, len(span))), 1e30).astype(np.float32)
     if isinstance(kernel, k.Softmax):
         return _with_ends(4 * rng.normal(size=(n, kernel.n)), 1e30).astype(np.float32)
-    if isinstance(kernel, k.SoftmaxCodes):
-        return _with_ends(rng.integers(-128, 128, (n, kernel.n)), 127).astype(np.int8)
+    if isinstance(kernel, k.SoftmaxCodes | k.SoftmaxInt16):
+        least, most = (-128, 127) if isinstance(kernel, k.SoftmaxCodes) else (-(2**15), 2**15 - 1)
+        return _with_ends(rng.integers(least, most + 1, (n, kernel.n)), most).astype(
+            np.int8 if most == 127 else np.int16
+        )
     assert not isinstance(kernel, k.Elementwise)  # no task: they have nothing to choose
     n_in = kernel.weight.shape[1]
     if isinstance(kernel, k.DenseFloat) or kernel.weight.dtype == np.float32:
@@ -98,10 +101,8 @@ def _answers(kernel: Kernel, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return _codes_of(kernel, x), everything
     if isinstance(kernel, k.Clamp):
         return np.clip(x, kernel.low, kernel.high), everything
-    if isinstance(kernel, k.SoftmaxCodes):
-        runs = zip(_runs(kernel, x), kernel.multiplier, kernel.shift, kernel.least_difference, strict=True)
-        steps = np.concatenate([fixedpoint.softmax_int8(*run) for run in runs], axis=1).astype(np.float32)
-        return (steps + 128) / 256, everything
+    if isinstance(kernel, k.SoftmaxCodes | k.SoftmaxInt16):
+        return _probabilities(kernel, x), everything
     if isinstance(kernel, k.Softmax | k.DenseFloat) or (isinstance(kernel, k.DenseHead) and kernel.floating):
         (answers, finite), (flushed, _) = (_of_floats(kernel, x, Float32(flushes)) for flushes in (False, True))
         return answers, finite & (answers.view(np.int32) == flushed.view(np.int32)).all(axis=1)
@@ -112,6 +113,15 @@ def _answers(kernel: Kernel, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(kernel, k.DenseCodes):
         return _codes(kernel, accumulator), certain
     return _read_off(kernel.answer, accumulator), certain
+
+
+def _probabilities(kernel: k.SoftmaxCodes | k.SoftmaxInt16, x: np.ndarray) -> np.ndarray:
+    if isinstance(kernel, k.SoftmaxCodes):
+        scalings = zip(_runs(kernel, x), kernel.multiplier, kernel.shift, kernel.least_difference, strict=True)
+        steps: list[np.ndarray] = [fixedpoint.softmax_int8(*scaling).astype(np.float32) + 128 for scaling in scalings]
+        return np.concatenate(steps, axis=1) / 256
+    tables, how = (kernel.powers, kernel.inverses), zip(_runs(kernel, x), kernel.multiplier, kernel.shift, strict=True)
+    return np.concatenate([fixedpoint.softmax_int16(*run, *tables) for run in how], axis=1).astype(np.float32) / 32768
 
 
 def _codes_of(kernel: k.Quantize, x: np.ndarray) -> np.ndarray:
@@ -169,7 +179,7 @@ def _of_floats(
     return _bounded(answer, value), finite & np.isfinite(value).all(axis=1)
 
 
-def _runs(answer: k.ArgMax | k.Softmax | k.SoftmaxCodes, values: np.ndarray) -> list[np.ndarray]:
+def _runs(answer: k.ArgMax | k.Softmax | k.SoftmaxCodes | k.SoftmaxInt16, values: np.ndarray) -> list[np.ndarray]:
     return np.split(values, np.cumsum(answer.runs)[:-1], axis=1)
 
 

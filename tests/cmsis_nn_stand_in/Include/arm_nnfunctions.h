@@ -24,6 +24,7 @@ typedef struct {
     int32_t input_offset, filter_offset, output_offset;
     cmsis_nn_activation activation;
 } cmsis_nn_fc_params;
+typedef struct { const int16_t *exp_lut, *one_by_one_lut; } cmsis_nn_softmax_lut_s16;
 
 arm_cmsis_nn_status arm_fully_connected_s8(
     const cmsis_nn_context *ctx, const cmsis_nn_fc_params *fc_params, const cmsis_nn_per_tensor_quant_params *quant_params,
@@ -43,6 +44,10 @@ arm_cmsis_nn_status arm_fully_connected_s16(
 void arm_softmax_s8(
     const int8_t *input, const int32_t num_rows, const int32_t row_size, const int32_t mult, const int32_t shift,
     const int32_t diff_min, int8_t *output);
+
+arm_cmsis_nn_status arm_softmax_s16(
+    const int16_t *input, const int32_t num_rows, const int32_t row_size, const int32_t mult, const int32_t shift,
+    const cmsis_nn_softmax_lut_s16 *softmax_params, int16_t *output);
 
 arm_cmsis_nn_status arm_elementwise_add_s8(
     const int8_t *input_1_vect, const int8_t *input_2_vect, const int32_t input_1_offset, const int32_t input_1_mult,
