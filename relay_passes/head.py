@@ -18,7 +18,7 @@ import numpy as np
 from tvm import relax
 from tvm.ir import Tuple, TupleGetItem, Var
 
-from .dataflow import constant, op_name, shape_of
+from .dataflow import constant, dtype_of, op_name, shape_of
 from .evaluate import evaluate_expr
 from .network import Binding, Function, Network, UnsupportedGraph, elementwise
 
@@ -171,6 +171,11 @@ def _is_softmax(network: Network, row: Var, runs: tuple[int, ...], n: int) -> bo
 
 
 def _continuous(body: Sequence[Binding], last: Var, n: int) -> Continuous:
+    if body and dtype_of(body[-1][0]) == "bool":
+        decides = " -> ".join(op_name(value) for _, value in body)
+        raise UnsupportedGraph(
+            f"'{decides}' of the last layer's output cannot be compiled; of decisions by sign there is: > 0"
+        )
     scale, offset = np.ones(n), np.zeros(n)
     # from the end: bounds, then a per-action sum, then a per-action product; the rest is one function of every output
     steps, low, high = split_bounds(body, n)

@@ -5,6 +5,7 @@ residual       h = f(h + g(h)), twice                        obs_skip   obs + g(
 pre_activated  h + g(f(h)): f of what is read as it is        gate       sigmoid(a) * tanh(b)
 difference     f(a) - b through a function                    product    the action itself is a merge
 branches       two layers of the observations, and three of one tensor
+idle           a product of what is never anything but zero
 """
 
 from __future__ import annotations
@@ -113,5 +114,16 @@ def branches(n_obs: int, width: int, n_out: int) -> Body:
         h = graph.add("Mul", a, b)
         parts = [graph.dense(h, width, width, activation) for activation in ("Relu", "Tanh", "Identity")]
         return graph.dense(graph.add("Add", graph.add("Add", parts[0], parts[1]), parts[2]), width, n_out)
+
+    return body
+
+
+def idle(n_obs: int, width: int, n_out: int) -> Body:
+    def body(graph: Weights, x: str) -> str:
+        h = graph.dense(x, n_obs, width, "Relu")
+        gain, graph.gain = graph.gain, 0.0
+        parts = [graph.dense(h, width, width) for _ in range(2)]
+        graph.gain = gain
+        return graph.dense(activate(graph, graph.add("Mul", *parts), "Sigmoid"), width, n_out)
 
     return body

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from cmsis_nn_checkouts import CHECKOUTS, STAND_IN
-from merged_policies import gate, merged_policy, pre_activated, residual
+from merged_policies import gate, idle, merged_policy, pre_activated, residual
 from policies import (
     arg_max,
     clipped,
@@ -72,6 +72,7 @@ MODELS: dict[str, onnx.ModelProto] = {
     "qdq_gate": quantised(merged_policy(gate(5, 19, 2), 5, 2)),
     "int16_residual": merged_policy(residual(6, 17, 3, "Tanh"), 6, 3),
     "int16_gate": merged_policy(gate(9, 35, 2), 9, 2),
+    "int16_idle": merged_policy(idle(6, 17, 3), 6, 3),  # a product under a multiplier of 0
     "int16_relu": dense_policy((4, 33, 17, 3), head=clipped(-1, 1)),
     "int16_tanh": dense_policy((6, 31, 16, 5), activation=["Tanh", "Sigmoid"], head=arg_max),
     "int16_probabilities": dense_policy((5, 18, 21, 9), head=probabilities_of(4, 2, 3), gain=2.0),

@@ -13,7 +13,17 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from policies import arg_max, compile_model, dense_policy, greater, multi_discrete, observations_for, save, squashed
+from policies import (
+    Graph,
+    arg_max,
+    compile_model,
+    dense_policy,
+    greater,
+    multi_discrete,
+    observations_for,
+    save,
+    squashed,
+)
 
 from relay_passes.report import Change
 from tinyrl_tvm.device import host
@@ -282,6 +292,19 @@ def test_what_no_kernel_does_is_one_sentence_with_the_files_name(tmp_path: Path)
     )
     model = dense_policy((4, 8, 2), activation="Gelu")
     assert compiled(tmp_path, model, calibration=rows_in(tmp_path, model)).precision == "int8"  # as it advises
+
+
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+def test_the_sign_of_a_function_is_refused_as_what_it_is(precision: str, tmp_path: Path) -> None:
+    def head(graph: Graph, x: str, n: int) -> tuple[str, int, list[int]]:
+        return greater(graph, graph.add("Relu", x), n)
+
+    model = dense_policy((4, 8, 3), head=head)
+    options = {"calibration": rows_in(tmp_path, model)} if precision == "int8" else {}
+    assert error(tmp_path, model, UnsupportedOp, **options) == (
+        "'policy.onnx': 'nn.relu -> greater' of the last layer's output cannot be compiled; "
+        "of decisions by sign there is: > 0"
+    )
 
 
 @pytest.mark.parametrize("precision", ["int8", "float32"])

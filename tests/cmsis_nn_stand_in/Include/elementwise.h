@@ -18,7 +18,7 @@ static int elements_are_right(
     int32_t shift, int32_t low, int32_t high, int32_t size)
 {
     const int32_t most = sizeof(CODE) == 1 ? 127 : 32767;
-    if (!x || !y || !out || size < 1 || multiplier < 1 || shift > 0 || shift < -30) {
+    if (!x || !y || !out || size < 1 || multiplier < 0 || shift > 0 || shift < -30) {
         return 0;
     }
     if (!is_offset(offset_x, -127, 128) || !is_offset(offset_y, -127, 128) || !is_offset(offset, -128, 127)) {
