@@ -237,6 +237,7 @@ def test_a_softmax_of_int16_that_is_called_wrongly_is_a_status(old: str, new: st
     assert "PARITY FAIL" in said
 
 
+@pytest.mark.usefixtures("stand_in")
 def test_a_softmax_that_cmsis_nn_has_no_bits_for_stays_with_us(tmp_path: Path) -> None:
     model = dense_policy((5, 18, 9), head=probabilities)
     made = compile_model(model, tmp_path, precision="int16", cmsis_nn=True)
