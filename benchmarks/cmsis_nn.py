@@ -295,6 +295,7 @@ def linked(library: ModelLibrary, rival: Rival, headers: Path, folder: Path) -> 
     ]
     if rival.is_clang:
         lines.append(f"{ours}: CC = {clang(rival.compiler)} --target=arm-none-eabi -isystem {newlib()}")
+        lines.append(f"{ours}: STACK_USAGE =")  # which is GCC's to tell
     makefile.write_text("\n".join([makefile.read_text(), *lines, ""]))
     projects.build(project)
     return project
