@@ -35,7 +35,7 @@ from tvm.relax import op
 
 from .dataflow import bindings, dtype_of, known, op_name, rewrite_main, shape_of, use_counts
 from .head import Decision, Probabilities, read_decision, read_head, split_bounds
-from .network import Binding, Function, Layer, Merge, UnsupportedGraph, read_network
+from .network import Binding, Function, Layer, Merge, UnsupportedGraph, first_layer, read_network
 
 FLOAT_FUNCTIONS = {(): "identity", ("nn.relu",): "relu", ("tanh",): "tanh", ("sigmoid",): "sigmoid"}
 _MERGES, _TABLES = ("tinyrl.add", "tinyrl.multiply"), ("tinyrl.lookup", "tinyrl.interpolate")
@@ -141,13 +141,10 @@ def _float_kernels(module: tvm.IRModule, line: Sequence[Binding]) -> dict[Var, r
     kernels: dict[Var, relax.Expr] = {}
     observations: relax.Expr = _joined(network.inputs)
     if np.isfinite(network.limits).any():
-        observations = _call(
-            "tinyrl.clamp",
-            network.limits[0].size,
-            "float32",
-            observations,
-            *(_bound(np.clip(v, -F32_MAX, F32_MAX)) for v in network.limits),
-        )
+        features = line[first_layer(line)][1].args[0]  # a clip, which all layers read that read observations
+        bounds = (_bound(np.clip(v, -F32_MAX, F32_MAX)) for v in network.limits)
+        kernels[features] = _call("tinyrl.clamp", network.limits[0].size, "float32", observations, *bounds)
+        observations = features
     for node in network.nodes[:-1]:
         name, result = StringImm(_float_function(node.function)), node.function.result
         of = [observations if source is None else source for source in node.sources]

@@ -182,27 +182,20 @@ def _read_nodes(module: tvm.IRModule) -> list[_Coded]:
     return result
 
 
-class _Anchors(list[Node]):
-    """Nodes, told by which they are."""
-
-    def __contains__(self, node: object) -> bool:
-        return any(other is node for other in self)
-
-
-def _anchors(nodes: Sequence[Node], n_products: int) -> _Anchors:
+def _anchors(nodes: Sequence[Node], n_products: int) -> list[Layer]:
     """The layers of ones that AnchorMerges put in, where there are more layers than the file has products."""
     layers = [node for node in nodes if isinstance(node, Layer)]
     read = {source for node in nodes if not isinstance(node, Layer) for source in node.sources}
     written = {node.function.result for node in nodes if isinstance(node, Merge)}
-    ones = _Anchors(
+    ones = [
         layer
         for layer in layers
         if np.array_equal(layer.weight, np.eye(len(layer.weight))) and not layer.bias.any()
         if (layer.source is None and (layer.function.body or layer.function.result in read))
         or (layer is nodes[-1] and layer.source in written)
-    )
+    ]
     if len(layers) == n_products:
-        return _Anchors()
+        return []
     if len(layers) != n_products + len(ones):
         raise UnsupportedGraph(f"{n_products} matrix products are {len(layers)} layers; {_WHOLE}")
     return ones

@@ -64,7 +64,7 @@ class Function:
         return np.broadcast_to(rows[self.result].reshape(-1), np.shape(values))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
     """weight (n_in, n_out) and bias (n_out,) float32, then an elementwise function. It reads `source`, or the observations
     where that is None."""
@@ -79,7 +79,7 @@ class Layer:
         return (self.source,)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Merge:
     """Two tensors (n,), element by element, then an elementwise function; `operator` is a key of MERGES."""
 
@@ -88,7 +88,7 @@ class Merge:
     sources: tuple[Var, Var]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Map:
     """An elementwise function of a tensor that others read as it is."""
 
@@ -227,21 +227,18 @@ class _Reader:
         return roots.pop() if len(roots) == 1 else None
 
     def check(self, line: Sequence[Binding]) -> None:
-        for index, (var, value) in enumerate(line):
-            name = op_name(value)
+        for var, value in line:
             if is_dense(value):
-                source = value.args[0]
-                if source not in self.roots:
+                if value.args[0] not in self.roots:
                     self.refuse_other_way(var)
             elif var not in self.roots and constant(value) is None:
-                assert index
                 roots = {self.roots.get(read) for read in variables(value)}
                 if None in roots:
                     self.refuse_other_way(var)
                 if _is_elementwise(value) and len(roots) > 1:
-                    have = ", ".join(MERGES)
                     raise UnsupportedGraph(
-                        f"'{name}' of two layers' outputs cannot be compiled; of tensors of one shape there are: {have}"
+                        f"'{op_name(value)}' of two layers' outputs cannot be compiled; "
+                        f"of tensors of one shape there are: {', '.join(MERGES)}"
                     )
                 elementwise(self.features, [(var, value)])
 

@@ -34,9 +34,8 @@ from tvm.relax import op
 
 from .dataflow import shape_of
 from .fixedpoint import SOFTMAX_REACH, quantize_multiplier, reduce_multiplier
-from .head import read_head
-from .network import Function, Layer, Network, Node, UnsupportedGraph, read_network
-from .quantize_int8 import SHIFT_ERROR, WIDE_LIMIT, Calibrated, error_of, of_runs
+from .network import Function, Layer, Network, Node, UnsupportedGraph
+from .quantize_int8 import SHIFT_ERROR, WIDE_LIMIT, Calibrated, calibrated, error_of, of_runs
 from .replay import Replay
 from .write_int8 import Codes, far_zero, saturation, scalar
 
@@ -67,11 +66,7 @@ class QuantizeInt16:
         self.rows, self.one_multiplier = rows, one_multiplier
 
     def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
-        network = read_network(module)
-        replay = Replay(module, network, read_head(network), self.rows)
-        module = module.clone()
-        module[module.get_global_var("main")] = _Calibrated(network, replay, self.one_multiplier).write()
-        return relax.transform.DeadCodeElimination(["main"])(module)
+        return calibrated(module, self.rows, lambda network, replay: _Calibrated(network, replay, self.one_multiplier))
 
 
 class _Calibrated(Calibrated):
@@ -178,12 +173,14 @@ class _Calibrated(Calibrated):
             shift = int(np.clip(np.floor(np.log2((output / finest).min())), 0, 15))
             scale = np.maximum(np.ldexp(output, -shift), finest)
             shifted.append((scale, np.ldexp(scale, shift), shift))
-        felt = [self.felt(codes, layer, scale, output) for scale, output, _ in shifted]
+        before = self.replay.before(layer)
+        exact = self.replay.through(layer, before.rows, before.at)
+        felt = [self.felt(codes, layer, scale, output, exact) for scale, output, _ in shifted]
         best = int(np.argmin(felt))
         bounds = (0, 0 if relu else -CODE - 1, CODE)
         if dtype != "int32" and not self.one_multiplier:
             multiplied = [(_near(finest, output), output) for output in np.maximum(together, 2 * finest)]
-            errors = [self.felt(codes, layer, *scales) for scales in multiplied]
+            errors = [self.felt(codes, layer, *scales, exact) for scales in multiplied]
             if SHIFT_ERROR * min(errors) < felt[best]:
                 scale, output = multiplied[int(np.argmin(errors))]
                 accumulator = self.accumulate(codes, weight, layer.bias, scale, dtype)
@@ -220,11 +217,10 @@ class _Calibrated(Calibrated):
         logits = self.call("tinyrl.requantize_int16", accumulator, *how, dtype="int16", n=len(scale))
         return self.probabilities(logits, runs, list(scales))
 
-    def felt(self, codes: Codes, layer: Layer, scale: np.ndarray, output: np.ndarray) -> float:
+    def felt(self, codes: Codes, layer: Layer, scale: np.ndarray, output: np.ndarray, exact: np.ndarray) -> float:
         """Error of the outputs for weights at `scale`, codes at `output`, and the next weights under them."""
         before = self.replay.before(layer)
         rows, at = before.rows, before.at
-        exact = self.replay.through(layer, rows, at)
         step = scale / np.reshape(codes.scale, (-1, 1))
         far = far_zero(codes.zero_point, len(layer.weight)) * codes.scale
         weight = np.rint(layer.weight / step) * step

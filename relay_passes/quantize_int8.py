@@ -23,7 +23,7 @@ Source: the TFLite 8-bit quantisation specification, for scales, zero points and
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +35,7 @@ from tvm.relax import op
 
 from .dataflow import shape_of
 from .fixedpoint import ZERO_POINT_MAX, softmax_int8, softmax_scaling
-from .head import Decision, Probabilities, read_head
+from .head import Decision, Probabilities
 from .network import Function, Layer, Merge, Network, Node, UnsupportedGraph, read_network
 from .replay import Replay
 from .write_int8 import (
@@ -79,11 +79,18 @@ class QuantizeInt8:
         self.rows, self.wide_first_layer = rows, wide_first_layer
 
     def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
-        network = read_network(module)
-        replay = Replay(module, network, read_head(network), self.rows)
-        module = module.clone()
-        module[module.get_global_var("main")] = Calibrated(network, replay, self.wide_first_layer).write()
-        return relax.transform.DeadCodeElimination(["main"])(module)
+        return calibrated(module, self.rows, lambda network, replay: Calibrated(network, replay, self.wide_first_layer))
+
+
+def calibrated(
+    module: tvm.IRModule, rows: Sequence[np.ndarray], writer: Callable[[Network, Replay], Writer]
+) -> tvm.IRModule:
+    """`module` with the `main` that `writer` makes of its network and of what `rows` say about it."""
+    network = read_network(module)
+    written = writer(network, Replay(module, network, rows)).write()
+    module = module.clone()
+    module[module.get_global_var("main")] = written
+    return relax.transform.DeadCodeElimination(["main"])(module)
 
 
 class Calibrated(Writer):

@@ -14,7 +14,7 @@ import tvm
 from tvm.ir import Var
 
 from .evaluate import evaluate
-from .head import Continuous, Head
+from .head import Continuous, read_head
 from .network import MERGES, Layer, Merge, Network, Node
 
 # Rows that choose a layer's clipping, of those that gave the ranges.
@@ -40,8 +40,9 @@ class Replay:
     """A network on what `rows` of observations, one array (n_rows, n) a main input, make of it. `seen` has what every node
     puts out before and after its function, and the joined observations under None."""
 
-    def __init__(self, module: tvm.IRModule, network: Network, action: Head, rows: Sequence[np.ndarray]) -> None:
+    def __init__(self, module: tvm.IRModule, network: Network, rows: Sequence[np.ndarray]) -> None:
         *nodes, last = network.nodes
+        action = read_head(network)
         if isinstance(action, Continuous):  # a squashed action feels its layer's errors squashed
             last = replace(last, function=action.function)
         self.nodes: list[Node] = [*nodes, last]
@@ -87,15 +88,15 @@ class Replay:
         for later in self._behind(node):
             if not any(source in values for source in later.sources):
                 continue
-            reads = isinstance(later, Layer) and node.function.result in later.sources
-            weight = weigh(later) if weigh and isinstance(later, Layer) and reads else None
+            weight = None
+            if weigh and isinstance(later, Layer) and node.function.result in later.sources:
+                weight = weigh(later)
             operands = [values[source] if source in values else self._beside[source][at] for source in later.sources]
             rows = values[later.function.result] = forward(later, *operands, weight=weight)
         return rows
 
     def _behind(self, node: Node) -> list[Node]:
-        place = next(index for index, other in enumerate(self.nodes) if other is node)
-        return self.nodes[place + 1 :]
+        return self.nodes[self.nodes.index(node) + 1 :]
 
 
 def forward(node: Node, *operands: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:

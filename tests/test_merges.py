@@ -33,6 +33,7 @@ from policies import (
     arg_max,
     clipped,
     compile_model,
+    observations_for,
     probabilities,
     reference_answers,
     replay,
@@ -435,3 +436,13 @@ def test_a_layer_may_read_quantised_observations_and_a_function_of_them_at_once(
 def test_a_merge_that_was_left_float_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedOp, match="without codes; a policy is compiled to integers as a whole"):
         compile_model(quantised(MODELS["difference"]), tmp_path, precision=None)
+
+
+def test_observations_that_several_layers_read_are_clipped_once(tmp_path: Path) -> None:
+    def body(graph: Weights, x: str) -> str:
+        return branches(7, 16, 3)(graph, graph.add("Clip", x, graph.constant(-1.0), graph.constant(1.0)))
+
+    model = merged_policy(body, 7, 3)
+    made = compile_model(model, tmp_path, precision="float32", target="host", calibration=2 * observations_for(model))
+    assert [type(kernel).__name__ for kernel in made.kernels].count("Clamp") == 1
+    assert host.run(made.library).parity == "PASS"
