@@ -147,21 +147,7 @@ class SoftmaxCodes:
             cells = IRBuilder.name("kept", T.sblock_alloc_buffer((CELLS,), "int32"))
             for index, start, run in _spans(self.runs):
                 multiplier, shift = self.multiplier[index], self.shift[index]
-                best, total, inverse, over = (
-                    IRBuilder.name(name, T.sblock_alloc_buffer((1,), "int32"))
-                    for name in ("best", "total", "inverse", "over")
-                )
-                with T.sblock(f"begin_{index}"):
-                    T.reads()
-                    T.writes(best[0], total[0])
-                    T.buffer_store(best, T.int32(-128), [0])
-                    T.buffer_store(total, T.int32(0), [0])
-                with _each(run, f"largest_{index}") as v:
-                    T.reads(x[start + v], best[0], cells[0:CELLS])
-                    T.writes(best[0], cells[0:CELLS])
-                    keep = _keeper(cells)
-                    more = keep(T.Cast("int32", x[start + v]) - best[0])
-                    T.buffer_store(best, best[0] + _or_zero(more), [0])
+                best, total, inverse, over = _begin(x, cells, (index, start, run), -128)
                 with _each(run, f"exp_{index}") as v:
                     T.reads(x[start + v], best[0], total[0], cells[0:CELLS])
                     T.writes(power[v], total[0], cells[0:CELLS])
@@ -235,21 +221,7 @@ class SoftmaxInt16:
             cells = IRBuilder.name("kept", T.sblock_alloc_buffer((CELLS,), "int32"))
             for index, start, run in _spans(self.runs):
                 multiplier, shift = self.multiplier[index], self.shift[index]
-                best, total, inverse, over = (
-                    IRBuilder.name(name, T.sblock_alloc_buffer((1,), "int32"))
-                    for name in ("best", "total", "inverse", "over")
-                )
-                with T.sblock(f"begin_{index}"):
-                    T.reads()
-                    T.writes(best[0], total[0])
-                    T.buffer_store(best, T.int32(-(2**15)), [0])
-                    T.buffer_store(total, T.int32(0), [0])
-                with _each(run, f"largest_{index}") as v:
-                    T.reads(x[start + v], best[0], cells[0:CELLS])
-                    T.writes(best[0], cells[0:CELLS])
-                    keep = _keeper(cells)
-                    more = keep(T.Cast("int32", x[start + v]) - best[0])
-                    T.buffer_store(best, best[0] + _or_zero(more), [0])
+                best, total, inverse, over = _begin(x, cells, (index, start, run), -(2**15))
                 with _each(run, f"exp_{index}") as v:
                     T.reads(x[start + v], best[0], total[0], powers[0:KNOTS], cells[0:CELLS])
                     T.writes(power[v], total[0], cells[0:CELLS])
@@ -282,6 +254,25 @@ class SoftmaxInt16:
                     # seven digits of 32768 are all of it, of 1 / 32768 not; every compiler multiplies
                     T.buffer_store(y, T.Cast("float32", code) / T.float32(32768), [start + v])
         return builder.get()
+
+
+def _begin(x: Any, cells: Any, span: tuple[int, int, int], least: int) -> tuple[Any, ...]:
+    """The numbers of a run of codes, none below `least`: the largest of it, its sum from zero, and two to come."""
+    index, start, run = span
+    best, total, inverse, over = (
+        IRBuilder.name(name, T.sblock_alloc_buffer((1,), "int32")) for name in ("best", "total", "inverse", "over")
+    )
+    with T.sblock(f"begin_{index}"):
+        T.reads()
+        T.writes(best[0], total[0])
+        T.buffer_store(best, T.int32(least), [0])
+        T.buffer_store(total, T.int32(0), [0])
+    with _each(run, f"largest_{index}") as v:
+        T.reads(x[start + v], best[0], cells[0:CELLS])
+        T.writes(best[0], cells[0:CELLS])
+        more = _keeper(cells)(T.Cast("int32", x[start + v]) - best[0])
+        T.buffer_store(best, best[0] + _or_zero(more), [0])
+    return best, total, inverse, over
 
 
 def exp(y: Any) -> Any:
